@@ -68,7 +68,9 @@ def to_dtype(dtype: torch.dtype | str) -> torch.dtype:
         return dtype
     found = getattr(torch, dtype_name(dtype), None)
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"dtype is {dtype!r}; accepted are torch dtypes or their names, such as 'float32' or 'bfloat16'")
+        raise ValueError(
+            f"dtype is {dtype!r}; accepted are torch dtypes or their names, such as 'float32' or 'bfloat16'"
+        )
     return found
 
 
@@ -87,7 +89,9 @@ class Metric:
         if self.provenance not in get_args(Provenance):
             raise ValueError(f"provenance is {self.provenance!r}; accepted are {', '.join(get_args(Provenance))}")
         if self.provenance in ("modelled", "quoted") and not self.source:
-            raise ValueError(f"a {self.provenance} Metric needs a source: say which formula or publication it comes from")
+            raise ValueError(
+                f"a {self.provenance} Metric needs a source: say which formula or publication it comes from"
+            )
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,9 @@ class Problem:
 
     def __post_init__(self) -> None:
         if len(self.inputs) < 3:
-            raise ValueError(f"inputs holds {len(self.inputs)} sets; at least 3 are needed, so that measure can rotate them")
+            raise ValueError(
+                f"inputs holds {len(self.inputs)} sets; at least 3 are needed, so that measure can rotate them"
+            )
 
 
 def _bindable(fn: Callable[..., Any], skip: Iterable[str]) -> tuple[dict[str, Any], bool]:
@@ -276,7 +282,9 @@ class Technique:
         known, anything = _bindable(self.apply, ("fn", "args"))
         unknown = [name for name in knobs if name not in known]
         if unknown and not anything:
-            raise ValueError(f"technique {self.name!r} has no knob {unknown[0]!r}; it takes {', '.join(known) or 'none'}")
+            raise ValueError(
+                f"technique {self.name!r} has no knob {unknown[0]!r}; it takes {', '.join(known) or 'none'}"
+            )
         return replace(self, knobs={**self.knobs, **knobs})
 
     def __rshift__(self, other: Technique) -> Technique:
@@ -297,7 +305,9 @@ def stack(*parts: Technique) -> Technique:
     for i, a in enumerate(ordered):
         for b in ordered[i + 1 :]:
             if both := a.replaces & b.replaces:
-                raise ValueError(f"{a.label!r} and {b.label!r} both replace {', '.join(sorted(both))}: stack one of them")
+                raise ValueError(
+                    f"{a.label!r} and {b.label!r} both replace {', '.join(sorted(both))}: stack one of them"
+                )
     kinds = {part.on for part in ordered}
     costs = tuple(part.cost for part in ordered if part.cost)
     return Technique(
@@ -392,7 +402,9 @@ class Trial:
 
     def __repr__(self) -> str:
         what = f"{self.time * 1e6:.4g} us" if "time" in self.metrics else self.advice or "no time"
-        return f"Trial({label(self.workload, self.params)} {self.dtype} {self.device}: {self.label} {self.status}, {what})"
+        return (
+            f"Trial({label(self.workload, self.params)} {self.dtype} {self.device}: {self.label} {self.status}, {what})"
+        )
 
 
 class Trials(tuple[Trial, ...]):
@@ -447,3 +459,18 @@ class Ratio:
             return f"{self.value:.4g}x ({self.provenance})"
         kind = f"{self.processes} processes" if self.processes > 1 else "one process, exploratory"
         return f"{self.value:.3f}x [{self.low:.3f}, {self.high:.3f}] {self.verdict} ({self.provenance}, {kind})"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One line of a module's `record_grid`: what `kpt-lab record` measures, on which grid, in how many fresh processes.
+
+    `techniques` is the module's own tuple unless given here; 6 processes or more make a headline.
+    """
+
+    workload: Workload
+    grid: Mapping[str, Sequence[Any]]
+    dtype: str = "float32"
+    processes: int = 1
+    device: str = "cuda"
+    techniques: tuple[Technique, ...] = ()
