@@ -31,9 +31,7 @@ def _cuda_graph(fn: Callable[..., Any], args: tuple) -> Callable[..., Any]:
     if not tensors or any(not arg.is_cuda for arg in tensors):
         raise Unsupported("a CUDA graph needs every tensor input on a CUDA device; pass device='cuda'")
     if any(arg.requires_grad for arg in tensors):
-        raise Unsupported(
-            "a CUDA graph of a step that needs input gradients is not captured here; time the forward workload"
-        )
+        raise Unsupported("a CUDA graph of a step that needs input gradients is not captured here; time the forward workload")
     static = tuple(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

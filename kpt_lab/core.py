@@ -16,9 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 
 Provenance = Literal["measured", "simulated", "modelled", "quoted"]
-Status = Literal[
-    "ok", "wrong", "rejected", "unsupported", "unavailable", "out_of_memory", "timeout", "failed", "cancelled"
-]
+Status = Literal["ok", "wrong", "rejected", "unsupported", "unavailable", "out_of_memory", "timeout", "failed", "cancelled"]
 Contract = Literal["same", "lossy", "random"]
 Stage = Literal["rewrite", "kernel", "sparsity", "precision", "parallel", "compile", "graph", "device"]
 Verdict = Literal["FASTER", "SLOWER", "SAME", "UNCLEAR"]
@@ -68,9 +66,7 @@ def to_dtype(dtype: torch.dtype | str) -> torch.dtype:
         return dtype
     found = getattr(torch, dtype_name(dtype), None)
     if not isinstance(found, torch.dtype):
-        raise ValueError(
-            f"dtype is {dtype!r}; accepted are torch dtypes or their names, such as 'float32' or 'bfloat16'"
-        )
+        raise ValueError(f"dtype is {dtype!r}; accepted are torch dtypes or their names, such as 'float32' or 'bfloat16'")
     return found
 
 
@@ -89,9 +85,7 @@ class Metric:
         if self.provenance not in get_args(Provenance):
             raise ValueError(f"provenance is {self.provenance!r}; accepted are {', '.join(get_args(Provenance))}")
         if self.provenance in ("modelled", "quoted") and not self.source:
-            raise ValueError(
-                f"a {self.provenance} Metric needs a source: say which formula or publication it comes from"
-            )
+            raise ValueError(f"a {self.provenance} Metric needs a source: say which formula or publication it comes from")
 
 
 @dataclass(frozen=True)
@@ -160,9 +154,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         if len(self.inputs) < 3:
-            raise ValueError(
-                f"inputs holds {len(self.inputs)} sets; at least 3 are needed, so that measure can rotate them"
-            )
+            raise ValueError(f"inputs holds {len(self.inputs)} sets; at least 3 are needed, so that measure can rotate them")
 
 
 def _bindable(fn: Callable[..., Any], skip: Iterable[str]) -> tuple[dict[str, Any], bool]:
@@ -212,9 +204,7 @@ class Workload:
         known, anything = _bindable(self.make, ("device", "dtype", "seed"))
         unknown = [name for name in params if name not in known]
         if unknown and not anything:
-            raise ValueError(
-                f"workload {self.name!r} has no parameter {unknown[0]!r}; it takes {', '.join(known) or 'none'}"
-            )
+            raise ValueError(f"workload {self.name!r} has no parameter {unknown[0]!r}; it takes {', '.join(known) or 'none'}")
         merged = {**known, **self.params, **params}
         missing = [name for name, value in merged.items() if value is inspect.Parameter.empty]
         if missing:
@@ -282,9 +272,7 @@ class Technique:
         known, anything = _bindable(self.apply, ("fn", "args"))
         unknown = [name for name in knobs if name not in known]
         if unknown and not anything:
-            raise ValueError(
-                f"technique {self.name!r} has no knob {unknown[0]!r}; it takes {', '.join(known) or 'none'}"
-            )
+            raise ValueError(f"technique {self.name!r} has no knob {unknown[0]!r}; it takes {', '.join(known) or 'none'}")
         return replace(self, knobs={**self.knobs, **knobs})
 
     def __rshift__(self, other: Technique) -> Technique:
@@ -305,9 +293,7 @@ def stack(*parts: Technique) -> Technique:
     for i, a in enumerate(ordered):
         for b in ordered[i + 1 :]:
             if both := a.replaces & b.replaces:
-                raise ValueError(
-                    f"{a.label!r} and {b.label!r} both replace {', '.join(sorted(both))}: stack one of them"
-                )
+                raise ValueError(f"{a.label!r} and {b.label!r} both replace {', '.join(sorted(both))}: stack one of them")
     kinds = {part.on for part in ordered}
     costs = tuple(part.cost for part in ordered if part.cost)
     return Technique(
@@ -402,9 +388,7 @@ class Trial:
 
     def __repr__(self) -> str:
         what = f"{self.time * 1e6:.4g} us" if "time" in self.metrics else self.advice or "no time"
-        return (
-            f"Trial({label(self.workload, self.params)} {self.dtype} {self.device}: {self.label} {self.status}, {what})"
-        )
+        return f"Trial({label(self.workload, self.params)} {self.dtype} {self.device}: {self.label} {self.status}, {what})"
 
 
 class Trials(tuple[Trial, ...]):
