@@ -1,0 +1,53 @@
+# make lab    set up .venv, then start JupyterLab on notebooks/index.ipynb
+# make test   the same set-up, then every check that the project has
+#
+# Variables: PYTHON=python3.12 (3.11 or newer), UV=1 (install with uv, which must be on the PATH),
+# LAB_ARGS="--port 8899 --no-browser" (passed on to JupyterLab).
+
+PYTHON ?= python3
+UV ?=
+LAB_ARGS ?=
+CLIENT := $(if $(UV),uv,pip)
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.set-up
+
+# Without a display there is no browser to open: JupyterLab then prints its address. It refuses root unless told.
+NO_DISPLAY := $(if $(filter Linux,$(shell uname -s)),$(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser))
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: help lab test notebooks clean
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "kpt_lab needs Python 3.11 or newer and $(PYTHON) is " + sys.version.split()[0] + "; pass another one: make PYTHON=python3.12 ...")'
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	$(MAKE) --no-print-directory install-with-$(CLIENT)
+	@touch $@
+
+.PHONY: install-with-pip install-with-uv
+install-with-pip:
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+install-with-uv:
+	uv pip install --quiet --python $(RUN) --constraint constraints.txt --editable '.[test]'
+
+lab: $(STAMP)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/index.ipynb $(NO_DISPLAY) $(AS_ROOT) $(LAB_ARGS)
+
+test: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg kpt_lab tests notebooks
+
+# Runs every notebook and stores its outputs, without the widgets' state.
+notebooks: $(STAMP)
+	find notebooks -name '*.ipynb' -not -path '*/.*' -exec $(RUN) -m nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.store_widget_state=False {} +
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find kpt_lab widgets tests notebooks benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
