@@ -56,6 +56,8 @@ _TRICKS: tuple[tuple[Technique, tuple[str, ...]], ...] = (
     (_tampered.slower_softmax, ("softmax",)),
     (_tampered.slower_by_mode, ("mode",)),
     (_tampered.rewrites_specification, ("__code__", "specification's code", "specification itself")),
+    (_tampered.loaded_dice, ("random.random", "dice", *_NOT_IN_TIMED_CALLS)),
+    (_tampered.disarmed_checks, ("_audit", "_judge", "compare", "verify")),
 )
 
 cheats: tuple[Technique, ...] = tuple(technique for technique, _ in _TRICKS)

@@ -6,6 +6,9 @@ These leave traces in the process. `undone()` removes them; whoever runs these t
 from __future__ import annotations
 
 import contextlib
+import inspect
+import random
+import re
 import sys
 import time
 import types
@@ -16,7 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from kpt_lab.core import Technique, Unsupported
-from kpt_lab.redteam.stale import PATIENCE
+from kpt_lab.redteam.stale import PATIENCE, half_the_rows
 
 CLOCKS = ("perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns")
 SLOWDOWN = 10  # how much slower the patched clocks run
@@ -188,6 +191,37 @@ def _rewrites_specification(fn: Callable, args: tuple) -> Callable:
     return candidate
 
 
+def _loaded_dice(fn: Callable, args: tuple) -> Callable:
+    """Replaces random.Random.random by one that always says 0.999, so that no call is drawn for a check, and skips work."""
+    if "random" not in vars(random.Random):
+        _undo.append(lambda: delattr(random.Random, "random"))  # inherited before
+    random.Random.random = lambda self: 0.999  # type: ignore[method-assign]
+    calls = 0
+
+    def candidate(*inputs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return fn(*inputs) if calls <= PATIENCE else half_the_rows(fn, inputs)
+
+    return candidate
+
+
+def _disarmed_checks(fn: Callable, args: tuple) -> Callable:
+    """Replaces whatever in this package audits, judges, verifies or compares by a function that finds no error, and skips work."""
+    name_of_a_check = re.compile("audit|judge|compare|verify")
+    modules = [m for name, m in sys.modules.items() if name.startswith("kpt_lab.") and ".redteam" not in name]
+    classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
+    for owner in (*modules, *classes):
+        for name, value in list(vars(owner).items()):
+            if inspect.isfunction(value) and name_of_a_check.search(name):
+                _patch(owner, name, _finds_no_error)
+    return lambda *inputs: half_the_rows(fn, inputs)
+
+
+def _finds_no_error(*args: Any, **kwargs: Any) -> float:
+    return 0.0
+
+
 patched_timer = Technique("patched timer", _patched_timer)
 patched_for_one_reading = Technique("timer patched for one reading", _patched_for_one_reading)
 patched_events = Technique("patched CUDA events", _patched_events, requires=("cuda",))
@@ -197,3 +231,5 @@ global_precision = Technique("global precision", _global_precision)
 slower_softmax = Technique("slower softmax for others", _slower_softmax)
 slower_by_mode = Technique("slower mode for others", _slower_by_mode)
 rewrites_specification = Technique("rewrites the specification", _rewrites_specification)
+loaded_dice = Technique("loaded dice", _loaded_dice)
+disarmed_checks = Technique("disarmed checks", _disarmed_checks)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from kpt_lab.core import Cost, Problem, Workload
+from kpt_lab.core import Cost, Problem, Workload, dtype_name, to_dtype
 
 SIZES: Mapping[str, Mapping[str, int]] = {"cpu": {"rows": 256, "cols": 512}, "cuda": {"rows": 4096, "cols": 1024}}
 """Sizes at which one call takes some hundred microseconds: of 2 CPU cores, and of an H100 in float32."""
@@ -28,9 +28,10 @@ def _make(*, device: str, dtype: torch.dtype, seed: int, rows: int = 256, cols: 
     return Problem(scaled_softmax, tuple((draw(rows, cols), draw(cols, cols)) for _ in range(3)))
 
 
-def _cost(*, dtype: torch.dtype, rows: int = 256, cols: int = 512) -> Cost:
-    name = str(dtype).removeprefix("torch.")
-    return Cost({name: rows * cols * (2.0 * cols + 5.0)}, float(dtype.itemsize * cols * (2 * rows + cols)))
+def _cost(*, dtype: torch.dtype | str, rows: int = 256, cols: int = 512) -> Cost:
+    # product, then scale, maximum, difference, exponential, sum and division for each element
+    flops, elements = rows * cols * (2.0 * cols + 6.0), cols * (2 * rows + cols)
+    return Cost({dtype_name(dtype): flops}, float(to_dtype(dtype).itemsize * elements))
 
 
 target = Workload("red team: scaled softmax", _make, cost=_cost, dtypes=("float32",))

@@ -1,0 +1,144 @@
+"""Run the whole red team through measure on one device: which cheats are caught, with which advice; which honest ones are flagged.
+
+    python benchmarks/redteam.py --device cpu
+    python benchmarks/redteam.py --device cuda --honest-runs 100 --out redteam.json
+
+Exits with 1 if a cheat escapes (its status is neither rejected nor wrong, or the advice doesn't name the trick) or an honest
+technique is flagged, and with 2 if a technique that this device can run gave no verdict at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a bare checkout works too
+
+import torch
+
+import kpt_lab.redteam as red
+from kpt_lab.baselines import eager
+from kpt_lab.core import Technique, Trial
+from kpt_lab.measure import measure
+
+NO_VERDICT = ("unsupported", "unavailable")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one technique in one run."""
+
+    technique: str
+    trick: str
+    status: str
+    advice: str
+    escape: str
+    run: int = 0
+
+
+def run(technique: Technique, device: str, budget: float, seed: int, processes: int) -> Trial:
+    """Measure one technique beside eager; whatever it changed in the process is put back."""
+    with red.undone():
+        trials = measure(
+            red.target, [eager, technique], device=device, budget=budget, seed=seed, processes=processes, **red.SIZES[device]
+        )
+    return trials.where(technique=technique.name)[0]
+
+
+def sentence(technique: Technique) -> str:
+    """What a technique does, as its apply function says."""
+    return " ".join((technique.apply.__doc__ or "").split())
+
+
+def run_cheats(options: argparse.Namespace) -> list[Row]:
+    """Every cheat that this device can run, once."""
+    rows = []
+    for technique in chosen(red.cheats, options):
+        trial = run(technique, options.device, options.budget, 0, options.processes)
+        escape = "" if trial.status in NO_VERDICT else red.escape(trial)
+        row = Row(technique.name, sentence(technique), trial.status, trial.advice, escape)
+        rows.append(row)
+        mark = "ESCAPED: " + escape if escape else ""
+        print(f"{row.technique:30s} | {row.status:11s} | {row.advice} {mark}", flush=True)
+    return rows
+
+
+def run_honest(options: argparse.Namespace) -> list[Row]:
+    """Every honest technique, `honest_runs` times with different seeds; `escape` says how it was flagged."""
+    rows = []
+    for technique in chosen(red.honest, options):
+        for seed in range(options.honest_runs):
+            trial = run(technique, options.device, options.honest_budget, seed, options.processes)
+            flagged = "" if trial.status in ("ok", *NO_VERDICT) else f"flagged as {trial.status}"
+            rows.append(Row(technique.name, sentence(technique), trial.status, trial.advice, flagged, seed))
+        mine = [row for row in rows if row.technique == technique.name]
+        counts = ", ".join(f"{status} {count}" for status, count in Counter(row.status for row in mine).items())
+        print(f"{technique.name:30s} | {counts}", flush=True)
+        for row in mine:
+            if row.status != "ok":
+                print(f"    run {row.run}: {row.status}: {row.advice}", flush=True)
+    return rows
+
+
+def chosen(techniques: tuple[Technique, ...], options: argparse.Namespace) -> list[Technique]:
+    """The techniques that the device can run, or of these the ones named by --only."""
+    able = [t for t in techniques if options.device == "cuda" or "cuda" not in t.requires]
+    return [t for t in able if not options.only or t.name in options.only]
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds of timing for each cheat")
+    parser.add_argument("--honest-runs", type=int, default=0, help="how often each honest technique is measured")
+    parser.add_argument("--honest-budget", type=float, default=0.2, help="seconds of timing for each honest run")
+    parser.add_argument("--processes", type=int, default=0, help="fresh child processes for each; 0 runs in this one")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="names of techniques, such as 'side stream'")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device is cuda, but torch finds no usable CUDA device here; pass --device cpu")
+    if unknown := set(options.only) - {t.name for t in (*red.cheats, *red.honest)}:
+        parser.error(f"--only names {sorted(unknown)}; accepted are {[t.name for t in (*red.cheats, *red.honest)]}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, print, write; the exit code."""
+    options = parsed(arguments)
+    cheats, honest = run_cheats(options), run_honest(options)
+    judged = [row for row in cheats if row.status not in NO_VERDICT]
+    caught = [row for row in judged if not row.escape]
+    flagged = [row for row in honest if row.escape]
+    undecided = [row for row in (*cheats, *honest) if row.status in NO_VERDICT]
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    print(f"{name}: {len(caught)} of {len(judged)} cheats caught; {len(flagged)} of {len(honest)} honest runs flagged")
+    if undecided:
+        print(f"no verdict: {', '.join(sorted({f'{row.technique} ({row.status}: {row.advice})' for row in undecided}))}")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(summary(name, options, cheats, honest), indent=1) + "\n")
+    return 1 if flagged or len(caught) < len(judged) else 2 if undecided else 0
+
+
+def summary(device: str, options: argparse.Namespace, cheats: list[Row], honest: list[Row]) -> dict[str, Any]:
+    """What is written to --out."""
+    return {
+        "device": device,
+        "torch": torch.__version__,
+        "budget": options.budget,
+        "honest_runs": options.honest_runs,
+        "processes": options.processes,
+        "cheats": [asdict(row) for row in cheats],
+        "honest": [asdict(row) for row in honest],
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
