@@ -31,7 +31,7 @@ def softmax(x: torch.Tensor) -> torch.Tensor:
 
 def _make_forward(*, device: str, dtype: torch.dtype | str, seed: int, rows: int, cols: int) -> Problem:
     """Three sets of one (rows, cols) tensor of standard normal numbers."""
-    return Problem(softmax, [(x,) for (x,) in kernels.normal(3, 1, rows, cols, device=device, dtype=dtype, seed=seed)])
+    return Problem(softmax, kernels.normal(3, 1, rows, cols, device=device, dtype=dtype, seed=seed))
 
 
 def _make_backward(*, device: str, dtype: torch.dtype | str, seed: int, rows: int, cols: int) -> Problem:
