@@ -1,0 +1,676 @@
+"""One cell in one process: build the candidates, check them, time them interleaved, audit them, and make Trials.
+
+A cell is one workload with one set of parameters on one device. Its techniques, a second copy of the specification (the
+noise floor) and a copy of the same bytes run in every block in a new random order, on values that no call has seen. Looks at
+stats.LOOKS blocks decide when to stop. The protocol and what it rests on: DESIGN.md section 3.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib.util
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+
+import torch
+
+from kpt_lab import check, environment, source, stats, timer
+from kpt_lab.check import Dishonest, Wrong
+from kpt_lab.core import Cost, Metric, Status, Technique, Trial, Trials, Unsupported, Workload, to_dtype
+from kpt_lab.hardware import targets
+from kpt_lab.memory import held_memory, peak_memory
+from kpt_lab.ranks import Alone
+
+METHOD = 1
+"""Version of the measuring method: a Trial of another version is stale."""
+
+COPY = "copy"
+"""Technique name of the copy of the same bytes that is timed in the same blocks."""
+
+_AUDIT = 1 / 8  # share of timed calls whose output is checked afterwards, chosen at random
+_SAME_DIRECTION = 0.9  # cosine of a candidate's parameter update with the oracle's; Adam's sign noise costs a few percent
+_REPEATS = 7  # calls on repeated and on new values in the probe for a cache by value
+_FLUSH_BYTES = 256 * 2**20  # written before a cold call: five times an H100's L2, four times an H200's
+_SLACK = {"cpu": 0.8, "cuda": 1.0}  # a probed ceiling may be beaten a little, a data sheet's may not
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell to be measured in one process."""
+
+    workload: Workload
+    techniques: tuple[Technique, ...]
+    params: Mapping[str, Any]
+    device: str = "cpu"
+    dtype: str = "float32"
+    seed: int = 0
+    budget: float = 10.0
+    cache: str = "warm"
+    cell: str = ""
+    process: int = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of the workload's make."""
+        return {"device": self.device, "dtype": to_dtype(self.dtype), "seed": self.seed, **self.params}
+
+    @property
+    def bare(self) -> Workload:
+        """The workload without bound parameters: `settings` holds them all."""
+        return self.workload
+
+
+@dataclass
+class Runner:
+    """A candidate on its way through a cell: its step, its own input buffers, and what was seen of it."""
+
+    technique: Technique
+    step: Callable[..., Any]
+    buffers: Any
+    protected: set[int]
+    reference: Runner | None = None
+    driven: Any = None  # the step before techniques wrapped it: has reset() and moved() where calls change state
+    parts: list[tuple[Technique, Callable[..., Any]]] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)  # an early output: keeps its storage alive, so that its return is seen
+    earlier: list[list[torch.Tensor]] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+    wall: list[int] = field(default_factory=list)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    error: float = 0.0
+    limit: float = math.inf
+    audits: int = 0
+    status: Status = "ok"
+    advice: str = ""
+    host_ns: int = 0
+
+    @property
+    def reset(self) -> Callable[[], None] | None:
+        """Puts a step's state back in place; None where calls change nothing."""
+        return getattr(self.driven, "reset", None)
+
+    def fail(self, status: Status, advice: str) -> None:
+        """Remember the first failure; later ones are its consequences."""
+        if self.status == "ok":
+            self.status, self.advice = status, advice
+        self.release()
+
+    def release(self) -> None:
+        """Let go of everything that holds memory."""
+        self.step, self.buffers, self.driven = _nothing, (), None
+        self.kept, self.earlier, self.parts = [], [], []
+
+
+def _nothing(*args: Any) -> None:
+    return None
+
+
+def setup_seconds(job: Job, technique: Technique) -> float:
+    """Seconds from apply to the end of the first call, in this process, after an eager call has started the libraries."""
+    problem = job.workload.make(**job.settings)
+    problem.drive(problem.fn)(*check.clone_inputs(problem.inputs[0]))
+    problem = job.workload.make(**job.settings)
+    runner = _built(job, technique, technique.parts or (technique,), problem, problem.inputs[0], setup=True)
+    return runner.host_ns / 1e9
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def work(cost: Cost | None) -> dict[str, Any]:
+    return {"flops": dict(cost.flops), "bytes": cost.bytes} if cost else {}
+
+
+def hashes(workload: Workload, technique: Technique | None) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "workload": source.source_hash(workload),
+        "workload_at": source.locate(workload),
+        "method": METHOD,
+    }
+    if technique:
+        found |= {"technique": source.source_hash(technique), "technique_at": source.locate(technique)}
+    return found
+
+
+# ---- one cell in this process ----------------------------------------------------------------------------------------------
+
+
+def measure_cell(
+    job: Job, *, say: Callable[[str, str], None] = lambda label, stage: None, ranks: Alone | None = None
+) -> Trials:
+    """Measure one cell in this process; `say(label, stage)` is told what begins, so that a parent can end what hangs."""
+    ranks = ranks or Alone()
+    torch._dynamo.reset()
+    before = check.settings()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # else a sweep's later shapes silently run eager
+    cell = _Cell(job, say, ranks)
+    try:
+        cell.prepare()
+        cell.verify()
+        cell.run_blocks()
+        cell.probe()
+        cell.finish()
+    finally:
+        check.restore(before)
+        gc.enable()
+    return cell.trials()
+
+
+def _built(
+    job: Job, technique: Technique, parts: Sequence[Technique], problem: Any, inputs: Any, *, setup: bool = False
+) -> Runner:
+    """A Runner for a technique over a problem made afresh; apply sees one set of inputs."""
+    buffers = check.clone_inputs(inputs)
+    reached: list[tuple[Technique, Callable[..., Any]]] = []
+    start = timer.now()
+    fn = problem.fn
+    for part in parts:
+        if part.on == "fn":
+            fn = part.apply(fn, buffers, **part.knobs)
+            reached.append((part, fn))
+    step = driven = problem.drive(fn)
+    for part in parts:
+        if part.on == "step":
+            step = part.apply(step, buffers, **part.knobs)
+            reached.append((part, step))
+    if setup:
+        step(*buffers)
+    protected = check.storages(check.tensors_of(buffers, problem.fn))
+    return Runner(technique, step, buffers, protected, driven=driven, parts=reached, host_ns=timer.now() - start)
+
+
+class _Cell:
+    """The state of one cell while it is measured."""
+
+    def __init__(self, job: Job, say: Callable[[str, str], None], ranks: Alone) -> None:
+        self.job, self.say, self.ranks = job, say, ranks
+        self.on_cuda = job.device.startswith("cuda")
+        self.dtype = to_dtype(job.dtype)
+        self.dice = random.Random(ranks.decide(f"{job.cell}{job.process}"))
+        self.problem = job.workload.make(**job.settings)
+        self.sets = [check.detach_inputs(inputs) for inputs in self.problem.inputs]
+        self.runners: list[Runner] = []
+        self.reference: Runner | None = None
+        self.copy: Runner | None = None
+        self.oracle: Any = None
+        self._like: Any = None
+        self.blocks = 0
+        self.cost = job.workload.cost(dtype=job.dtype, **job.params) if job.workload.cost else None
+        self.target = targets.find(job.device) if self.cost else None
+        self.flush_buffer = self._flush_buffer()
+        self.environment = {**environment.environment(job.device), "before": environment.clocks(job.device)}
+        self.functions = check.functions(timer, check, stats)
+        self.settings = check.settings()
+
+    def _flush_buffer(self) -> torch.Tensor | None:
+        if self.job.cache != "cold":
+            return None
+        cache = self.target.cache if self.target else 0
+        return torch.empty(
+            int(max(_FLUSH_BYTES if self.on_cuda else 2 * cache, 2**25)), dtype=torch.int8, device=self.job.device
+        )
+
+    @property
+    def active(self) -> list[Runner]:
+        """Runners that are still in the race, the reference and the copy included."""
+        everyone = [*self.runners, *(r for r in (self.reference, self.copy) if r)]
+        return [runner for runner in everyone if runner.status == "ok"]
+
+    # -- setting up and checking -------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Build every candidate over a problem of its own; what can't be built becomes a status."""
+        plain = Technique("specification", _same)
+        self.reference = _built(self.job, plain, (plain,), self.problem, self.sets[0])
+        for technique in self.job.techniques:
+            self.say(technique.label, "preparing")
+            runner = Runner(technique, _nothing, (), set())
+            self.runners.append(runner)
+            with self._watching(runner):
+                if missing := missing_requirement(technique, self.job.device):
+                    runner.fail("unavailable", missing)
+                    continue
+                problem = self.job.workload.make(**self.job.settings)
+                built = _built(self.job, technique, technique.parts or (technique,), problem, self.sets[0])
+                runner.step, runner.buffers, runner.protected = built.step, built.buffers, built.protected
+                runner.driven, runner.parts, runner.reference = built.driven, built.parts, self.reference
+                if technique.contract == "lossy" and technique.definition:
+                    runner.reference = self._definition(technique)
+            self._agree(runner)
+        if self.cost and self.cost.bytes >= 2 and self.cost.bytes < 2**33:
+            self.copy = self._copy_runner(int(self.cost.bytes // 2))
+
+    def _definition(self, technique: Technique) -> Runner:
+        problem = self.job.workload.make(**self.job.settings)
+        assert technique.definition is not None
+        plain = Technique("definition", technique.definition, knobs=technique.knobs)
+        return _built(self.job, plain, (plain,), problem, self.sets[0])
+
+    def _copy_runner(self, size: int) -> Runner:
+        origin = torch.zeros(size, dtype=torch.int8, device=self.job.device)
+        goal = torch.empty_like(origin)
+        return Runner(Technique(COPY, _same), lambda: goal.copy_(origin), (), {goal.untyped_storage().data_ptr()})
+
+    def _watching(self, runner: Runner) -> Any:
+        return _Watch(runner, self)
+
+    def _agree(self, runner: Runner) -> None:
+        if problem := self.ranks.agree(runner.advice if runner.status != "ok" else ""):
+            runner.fail("failed", problem)
+
+    def verify(self) -> None:
+        """Every candidate against the oracle on every input set, twice on the first, before anything is timed."""
+        assert self.reference is not None
+        self.oracle = check.oracle_for(self.job.workload, self.job.settings, self.sets[0])
+        own = self._errors(self.reference, self.oracle, math.inf)
+        if not all(map(math.isfinite, own)):
+            raise Wrong(
+                f"workload {self.job.workload.name!r} gives NaN or infinity in {self.job.dtype} where its {self.oracle.precision} "
+                "oracle does not; nothing can be compared with it"
+            )
+        for runner in [r for r in self.runners if r.status == "ok"]:
+            self.say(runner.technique.label, "checking")
+            with self._watching(runner):
+                self._verify_one(runner, max(own))
+            self._agree(runner)
+        self.oracle_precision = self.oracle.precision
+        self.oracle = None  # its weights are freed before anything is timed
+        gc.collect()
+        if self.on_cuda:
+            torch.cuda.empty_cache()
+
+    def _verify_one(self, runner: Runner, own: float) -> None:
+        runner.limit = check.limit_for(self.job.workload, self.dtype, own)
+        if self.job.workload.random or runner.technique.contract == "random":
+            self._verify_distribution(runner)
+            return
+        assert runner.reference is not None
+        if runner.technique.contract == "lossy":
+            self._errors(runner, _Recast(runner.reference, self), runner.limit)
+            runner.error = max(self._errors(runner, self.oracle, math.inf))
+        else:
+            runner.error = max(self._errors(runner, self.oracle, runner.limit))
+
+    def _verify_distribution(self, runner: Runner) -> None:
+        assert self.reference is not None
+        outputs = []
+        for who in (runner, self.reference):
+            runs = []
+            for _ in range(check.RUNS):
+                check.fresh(who.buffers, self.sets, (0, 0, 0.0))
+                runs.append(check.projected(who.step(*who.buffers)))
+            outputs.append(runs)
+        if reason := check.same_distribution(*outputs):
+            raise Wrong(reason)
+
+    def _errors(self, runner: Runner, oracle: Callable[[Any], Any], limit: float) -> list[float]:
+        """Errors on each input set, the first one twice; a stateful step starts from its reset state, as the oracle does."""
+        for reset in (runner.reset, getattr(getattr(oracle, "step", None), "reset", None)):
+            if reset:
+                reset()
+        stateful = runner.reset is not None
+        found: list[float] = []
+        for k in [0, *range(len(self.sets))] if not stateful else range(len(self.sets)):
+            draw = (k, k, 0.0)
+            check.fresh(runner.buffers, self.sets, draw)
+            output = runner.step(*runner.buffers)
+            self._settled(output)
+            reference = oracle(self.sets[k])
+            self._judge(runner, output, reference, draw, limit, found)
+        if stateful and limit < math.inf:
+            self._same_updates(runner, oracle)
+        return found
+
+    def _same_updates(self, runner: Runner, oracle: Any) -> None:
+        """A training step must also have moved its parameters as the oracle moved its own."""
+        mine, exact = getattr(runner.driven, "moved", None), getattr(getattr(oracle, "step", None), "moved", None)
+        if mine and exact and (cosine := check.cosine(mine(), exact())) < _SAME_DIRECTION:
+            raise Wrong(
+                f"the parameters' update differs from the specification's (cosine {cosine:.3f}): an update was skipped or changed"
+            )
+
+    def _judge(self, runner: Runner, output: Any, exact: Any, draw: tuple, limit: float, found: list[float]) -> None:
+        """Compare one output and remember its error; raises Wrong or Dishonest. Poisons the output afterwards."""
+        like = output if runner is self.reference else self._like
+        if runner is self.reference:
+            self._like = check.shapes(output)
+        error = check.compare_output(output, exact, like, self.job.workload.error)
+        if not error <= limit:
+            clues = {
+                "inputs": runner.buffers,
+                "earlier": runner.earlier,
+                "kept": runner.kept,
+                "right_first": bool(found) and found[0] <= limit,
+                "repeated": len(found) == 1,
+            }
+            raise Wrong(check.explain_error(error, limit, output, self.dtype, clues))
+        if limit < math.inf and (changed := check.changed_inputs(runner.buffers, self.sets, draw)):
+            raise Dishonest(changed)
+        found.append(error)
+        if not runner.kept:
+            runner.kept = [output]
+            runner.earlier = [check.small_copy(output)]
+        check.poison(output, runner.protected)
+
+    # -- timing --------------------------------------------------------------------------------------------------------------
+
+    def run_blocks(self) -> None:
+        """Blocks in random order until no verdict is UNCLEAR, the looks are used up, or the budget is spent."""
+        for runner in self.active:  # warm: compiled code, allocator, clocks
+            self.say(runner.technique.label, "warming up")
+            with self._watching(runner):
+                for _ in range(2):
+                    self._timed(runner, self._draw())
+        gc.collect()
+        gc.disable()
+        start = timer.now()
+        while self.blocks < stats.LOOKS[-1] and any(r.status == "ok" for r in self.runners):
+            self._block()
+            spent = self.ranks.decide((timer.now() - start) / 1e9 >= self.job.budget and self.blocks >= 3)
+            if spent or (self.blocks in stats.LOOKS and self.ranks.decide(self._clear())):
+                break
+        gc.enable()
+        for runner in self.active:
+            runner.samples = self.ranks.slowest(runner.samples)
+            runner.wall = self.ranks.slowest(runner.wall)
+
+    def _block(self) -> None:
+        draw, order = self._draw(), self.active
+        self.dice.shuffle(order)
+        for runner in order:
+            with self._watching(runner):
+                elapsed, wall, output = self._timed(runner, draw)
+                runner.samples.append(elapsed)
+                runner.wall.append(wall)
+                if self.dice.random() < _AUDIT or self.blocks == 0:
+                    self._audit(runner, output, draw)
+                check.poison(output, runner.protected)
+        self.blocks += 1
+
+    def _draw(self) -> tuple[int, int, float]:
+        i, j = self.dice.sample(range(len(self.sets)), 2)
+        return i, j, 0.05 + 0.9 * self.dice.random()
+
+    def _timed(self, runner: Runner, draw: tuple[int, int, float]) -> tuple[int, int, Any]:
+        """(device or wall ns, wall ns, output) of one call on new values."""
+        self.say(runner.technique.label, "timing")
+        check.fresh(runner.buffers, self.sets, draw)
+        self.ranks.barrier()
+        self._flush()
+        if not self.on_cuda:
+            elapsed, output = timer.call_on_cpu(runner.step, runner.buffers)
+            return elapsed, elapsed, output
+        wall, output = timer.wall_on_cuda(runner.step, runner.buffers)
+        runner.host_ns = wall
+        check.poison(output, runner.protected)
+        check.fresh(runner.buffers, self.sets, draw)
+        self.ranks.barrier()
+        self._flush()
+        elapsed, stray, output = timer.device_on_cuda(runner.step, runner.buffers, runner.host_ns)
+        if stray:
+            raise Dishonest(
+                "left work on a side stream: the device was still busy after the current stream had finished, so the clock "
+                "would have stopped early; wait for your stream before you return"
+            )
+        return elapsed, wall, output
+
+    def _flush(self) -> None:
+        if self.flush_buffer is not None:
+            self.flush_buffer.add_(1)
+
+    def _clear(self) -> bool:
+        """Whether no verdict against the best baseline (or eager) is UNCLEAR."""
+        runners = [r for r in self.runners if r.status == "ok"]
+        bases = [r for r in runners if r.technique.baseline] or runners[:1]
+        level = stats.corrected_level(stats.LOOK_LEVEL, len(bases))
+        best = min(bases, key=lambda r: median(r.samples))
+        eager = next((r for r in runners if r.technique.name == "eager"), best)
+        for runner in runners:
+            for base in {id(best): best, id(eager): eager}.values():
+                if runner is not base:
+                    _, low, high = stats.ratio_interval(base.samples, runner.samples, level)
+                    if stats.verdict(low, high) == "UNCLEAR":
+                        return False
+        return True
+
+    # -- audits --------------------------------------------------------------------------------------------------------------
+
+    def _settled(self, output: Any) -> None:
+        """Raise Dishonest when the output changes after the call has returned."""
+        tensors = check.plain_tensors(output)
+        first = [t.detach().clone() for t in tensors]
+        if self.on_cuda:
+            timer.wait()
+        else:
+            timer.pause(3_000_000)
+        if any(not check.same_values(a, b.detach()) for a, b in zip(first, tensors, strict=True)):
+            raise Dishonest(
+                "the output changed after the call had returned: a worker thread or a side stream was still writing it, "
+                "so the clock would have stopped early"
+            )
+
+    def _audit(self, runner: Runner, output: Any, draw: tuple[int, int, float]) -> None:
+        """Check a timed call's output against its reference on the same values, recomputed now."""
+        if runner is self.copy or runner is self.reference:
+            return
+        self._settled(output)
+        self._untouched()
+        if runner.reset or self.job.workload.random or runner.technique.contract == "random":
+            return
+        reference = runner.reference
+        assert reference is not None
+        check.fresh(reference.buffers, self.sets, draw)
+        exact = check.detached(reference.step(*reference.buffers))
+        error = check.compare_output(output, exact, self._like, self.job.workload.error)
+        limit = 1.5 * runner.limit
+        if not error <= limit:
+            clues = {"inputs": runner.buffers, "earlier": runner.earlier, "kept": runner.kept, "late": True}
+            raise Wrong(check.explain_error(error, limit, output, self.dtype, clues))
+        check.poison(exact, reference.protected)
+        if changed := check.changed_inputs(runner.buffers, self.sets, draw):
+            raise Dishonest(changed)
+        runner.audits += 1
+
+    def _untouched(self) -> None:
+        if names := check.replaced(self.functions):
+            raise Dishonest(f"replaced {names} while it ran: a patched timer or function would make every number worthless")
+        now = check.settings()
+        if names := ", ".join(name for name, value in self.settings.items() if now[name] != value):
+            check.restore(self.settings)
+            raise Dishonest(f"changed the global setting {names}, which changes what the others compute or how fast")
+
+    def probe(self) -> None:
+        """Time calls on new values against calls on values just seen: a large gap is a cache by value."""
+        for runner in [r for r in self.runners if r.status == "ok"]:
+            self.say(runner.technique.label, "probing")
+            with self._watching(runner):
+                if self._faster_when_repeated(runner) and self._faster_when_repeated(runner):
+                    raise Dishonest(
+                        "much faster on values that it has just seen than on new ones: its result is cached by value, "
+                        "which a user's new inputs never hit"
+                    )
+                if runner.reset is None:
+                    draw = self._draw()
+                    output = self._timed(runner, draw)[2]
+                    self._audit(runner, output, draw)
+                    check.poison(output, runner.protected)
+
+    def _faster_when_repeated(self, runner: Runner) -> bool:
+        if not runner.buffers or runner.reset:
+            return False
+        new: list[int] = []
+        again: list[int] = []
+        for _ in range(_REPEATS):
+            check.poison(self._timed(runner, self._draw())[2], runner.protected)  # so that both calls follow the same kind of call
+            draw = self._draw()
+            for times in (new, again):
+                elapsed, _, output = self._timed(runner, draw)
+                times.append(elapsed)
+                check.poison(output, runner.protected)
+        return max(again) < 0.7 * min(new)
+
+    # -- results --------------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Bound, memory, reports and the environment after; a time below the bound is rejected."""
+        self.environment["after"] = environment.clocks(self.job.device)
+        for runner in [r for r in self.runners if r.status == "ok"]:
+            self.say(runner.technique.label, "finishing")
+            with self._watching(runner):
+                self._untouched()
+                self._bound(runner)
+                peak = peak_memory(functools.partial(runner.step, *runner.buffers), self.job.device)
+                held = held_memory(runner.parts, runner.buffers)
+                if peak is not None:
+                    runner.metrics["memory.peak"] = Metric(float(peak), "B", "measured")
+                runner.metrics["memory.held"] = Metric(float(held), "B", "measured")
+                self._reports(runner)
+
+    def _bound(self, runner: Runner) -> None:
+        if not (self.cost and self.target):
+            return
+        cost = runner.technique.cost(self.cost) if runner.technique.cost else self.cost
+        unknown = [kind for kind, work in cost.flops.items() if work and kind not in self.target.peaks]
+        if unknown:
+            return
+        runner.metrics["bound"] = self.target.bound(cost)
+        cached = min(self.target.cache, cost.bytes / 2) if self.job.cache == "cold" else self.target.cache
+        floor = self.target.bound(Cost(cost.flops, max(0.0, cost.bytes - cached))).value * _SLACK[self.job.device.split(":")[0]]
+        took = median(runner.samples) / 1e9
+        if took < floor and not runner.technique.simulates:
+            raise Dishonest(
+                f"faster than the hardware allows: {took * 1e6:.3g} us, where {self.target.name} needs at least {floor * 1e6:.3g} us "
+                "for this arithmetic and these bytes; work was skipped or done outside the clock"
+            )
+
+    def _reports(self, runner: Runner) -> None:
+        for part, reached in runner.parts:
+            for name, metric in (part.report(reached) if part.report else {}).items():
+                if metric.provenance == "measured" or name in ("time", "wall_time"):
+                    raise Dishonest(
+                        f"its report claims {name!r} as {metric.provenance}; only measure may claim a measured metric or a time"
+                    )
+                runner.metrics[name] = metric
+        if quality := self.job.workload.quality:
+            found = quality(runner.step)
+            kind = "simulated" if runner.technique.simulates else "measured"
+            runner.metrics["quality"] = Metric(found.value, found.unit, kind, found.low, found.high, found.source)  # type: ignore[arg-type]
+
+    def trials(self) -> Trials:
+        """One Trial a technique, and one of the copy of the same bytes."""
+        noise = self._noise_floor()
+        runners = [*self.runners, *([self.copy] if self.copy and self.copy.status == "ok" else [])]
+        return Trials(self._trial(runner, noise) for runner in runners)
+
+    def _noise_floor(self) -> Metric | None:
+        eager = next((r for r in self.runners if r.technique.name == "eager" and r.status == "ok"), None)
+        if eager is None or self.reference is None or self.reference.status != "ok" or not self.blocks:
+            return None
+        value, low, high = stats.ratio_interval(eager.samples, self.reference.samples, stats.LOOK_LEVEL)
+        return Metric(value, "1", "measured", low, high)
+
+    def _trial(self, runner: Runner, noise: Metric | None) -> Trial:
+        technique, job = runner.technique, self.job
+        metrics = dict(runner.metrics)
+        samples: dict[str, tuple[int, ...]] = {}
+        if runner.status == "ok" and runner.samples:
+            name = "simulation_time" if technique.simulates else "time"
+            kind = "simulated" if technique.simulates else "measured"
+            metrics[name] = _seconds(runner.samples)
+            samples[name] = tuple(runner.samples)
+            if self.on_cuda:
+                metrics["wall_time"] = _seconds(runner.wall)
+                samples["wall_time"] = tuple(runner.wall)
+            if runner is not self.copy:
+                if not job.workload.random and technique.contract != "random":
+                    metrics["error"] = Metric(runner.error, "1", kind, source=f"against the {self.oracle_precision} oracle")  # type: ignore[arg-type]
+                if noise:
+                    metrics["noise_floor"] = noise
+                if self.copy and self.copy.status == "ok":
+                    metrics["copy_time"] = Metric(median(self.copy.samples) / 1e9, "s", "measured")
+        chosen = {"cache": job.cache, "blocks": self.blocks, "audits": runner.audits, **work(self.cost)}
+        if math.isfinite(runner.limit):
+            chosen |= {"error_limit": runner.limit, "oracle": self.oracle_precision}
+        return Trial(
+            job.workload.name, technique.name, job.params, technique.knobs, technique.contract, technique.baseline,
+            technique.simulates, target=self.target.name if self.target else "", device=job.device, dtype=job.dtype,
+            seed=job.seed, at=now(), status=runner.status, advice=runner.advice, metrics=metrics, samples=samples,
+            cell=job.cell, process=job.process, chosen=chosen,
+            source=hashes(job.workload, None if runner is self.copy else technique), env=self.environment,
+        )  # fmt: skip
+
+
+def _seconds(samples: Sequence[int]) -> Metric:
+    low, high = stats.median_interval(samples, 0.95)
+    return Metric(median(samples) / 1e9, "s", "measured", _finite(low), _finite(high))
+
+
+def _finite(nanoseconds: float) -> float | None:
+    return nanoseconds / 1e9 if math.isfinite(nanoseconds) else None
+
+
+def _same(fn: Callable[..., Any], args: tuple) -> Callable[..., Any]:
+    return fn
+
+
+class _Recast:
+    """A lossy technique's plain definition, standing where the oracle stands: called on an input set, in the working dtype."""
+
+    def __init__(self, runner: Runner, cell: _Cell) -> None:
+        self.step, self.runner, self.sets = runner.step, runner, cell.sets
+
+    def __call__(self, inputs: Any) -> Any:
+        for k, mine in enumerate(self.sets):
+            if mine is inputs:
+                check.fresh(self.runner.buffers, self.sets, (k, k, 0.0))
+        return check.detached(self.runner.step(*self.runner.buffers))
+
+
+class _Watch:
+    """Turns what a candidate raises into its status and advice; the cell goes on without it."""
+
+    def __init__(self, runner: Runner, cell: _Cell) -> None:
+        self.runner, self.cell = runner, cell
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if error is None:
+            return False
+        if not isinstance(error, Exception) or self.runner is self.cell.reference:
+            return False  # an interrupt, or the specification itself: nothing can be measured without it
+        if trick := check.replaced(self.cell.functions):
+            error = Dishonest(f"replaced {trick} while it ran: a patched timer or function would make every number worthless")
+        self.runner.fail(*_status_of(error))
+        return True
+
+
+def _status_of(error: BaseException) -> tuple[Status, str]:
+    text = " ".join(str(error).split())[:400] or type(error).__name__
+    if isinstance(error, Dishonest):
+        return "rejected", text
+    if isinstance(error, Wrong):
+        return "wrong", text
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in text:
+        return "out_of_memory", f"ran out of memory: {text.split('. ')[0]}; use a smaller size or a device with more memory"
+    if isinstance(error, Unsupported | NotImplementedError):
+        return "unsupported", text
+    return "failed", f"{type(error).__name__}: {text}"
+
+
+def missing_requirement(technique: Technique, device: str) -> str:
+    """Why a technique can't run here and what to do about it, or ""."""
+    for name in technique.requires:
+        if name == "cuda":
+            if not device.startswith("cuda"):
+                return "needs a CUDA device; pass device='cuda' on a machine with an NVIDIA GPU"
+        elif importlib.util.find_spec(name) is None:
+            return f"needs the package {name.replace('_', '-')}: pip install {name.replace('_', '-')}"
+    return ""
