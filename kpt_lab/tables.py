@@ -8,29 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from kpt_lab.core import Trials
-from kpt_lab.ratios import speedups
-from kpt_lab.records import load
+from kpt_lab.ratios import MIN_PROCESSES, speedups
+from kpt_lab.records import load, status_of
 
 BEGIN, END = "<!-- trials:begin -->", "<!-- trials:end -->"
 NONE_YET = "No Trials are recorded yet."
-HEADLINE = 6
-"""Fresh processes that a headline needs: DESIGN.md section 3."""
-
 HEADER = ("operation", "inputs", "technique", "best baseline", "speedup", "verdict")
 
 
 def recorded(folder: str | Path) -> Trials:
     """All Trials of the JSON lines files in `folder`, in the files' order."""
-    return Trials(trial for path in sorted(Path(folder).glob("*.jsonl")) for trial in load(path))
+    return load(sorted(Path(folder).glob("*.jsonl")))
 
 
 def headline_table(trials: Trials) -> str:
     """Markdown: for each machine a table of the headline speedups over the best baseline, and what they ran on."""
     rows: dict[str, list[Sequence[str]]] = {}
     for found in speedups(trials):
-        if found.ratio is None or found.ratio.processes < HEADLINE or found.trials[0].baseline:
+        if found.ratio is None or found.ratio.processes < MIN_PROCESSES or found.trials[0].baseline:
             continue
         ratio, cell = found.ratio, found.cell
+        stale = "stale" in {status_of(found.trials[0]), status_of(found.over[0])}
         rows.setdefault(conditions(found.trials), []).append(
             (
                 cell.workload,
@@ -38,7 +36,7 @@ def headline_table(trials: Trials) -> str:
                 found.label,
                 found.over[0].label,
                 f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
-                ratio.verdict,
+                ratio.verdict + (" when recorded; the code was edited since" if stale else ""),
             )
         )
     parts = [f"{where}\n\n{markdown(HEADER, lines)}" for where, lines in rows.items()]

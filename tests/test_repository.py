@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from kpt_lab.core import Metric, Trial, Trials
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-TOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+TOOLS: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
 
 
 def requirements() -> list[Requirement]:
@@ -264,6 +267,56 @@ def test_readme_table_is_what_the_recorded_trials_give() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     table = tables.headline_table(tables.recorded(ROOT / "notebooks" / "phase1" / "results"))
     assert page == tables.insert(page, table), "run python -m kpt_lab.tables"
+
+
+WHERE: dict[str, Any] = {
+    "params": {"rows": 4096},
+    "device": "cuda",
+    "dtype": "bfloat16",
+    "at": "2026-01-02T03:04:05Z",
+    "env": {"host": "f00d", "device_name": "Some GPU", "torch": "2.11.0", "triton": "3.6.0"},
+}
+
+
+def six_processes(label: str, nanoseconds: int, *, baseline: bool = False, processes: int = 6) -> list[Trial]:
+    """Trials of one technique in one cell whose process p takes p per mille longer."""
+    found = []
+    for process in range(processes):
+        samples = tuple(nanoseconds * (1000 + process) // 1000 for _ in range(30))
+        times = {"metrics": {"time": Metric(samples[0] / 1e9, "s", "measured")}, "samples": {"time": samples}}
+        found.append(Trial("silu.forward", label, cell="c1", process=process, baseline=baseline, **times, **WHERE))
+    return found
+
+
+def test_table_lists_headlines_over_the_best_baseline() -> None:
+    from kpt_lab import tables
+
+    eager = six_processes("eager", 4_000_000, baseline=True)
+    compiled = six_processes("torch.compile", 2_000_000, baseline=True)
+    table = tables.headline_table(Trials(eager + compiled + six_processes("mine | fast", 1_000_000)))
+    assert table.splitlines() == [
+        "Some GPU, device time; torch 2.11.0, triton 3.6.0; 2026-01-02.",
+        "",
+        "| operation | inputs | technique | best baseline | speedup | verdict |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| silu.forward | rows 4096, bfloat16 | mine &#124; fast | torch.compile | 2.00x [2.00, 2.00] | FASTER |",
+    ]
+
+
+def test_table_says_when_the_code_was_edited_after_recording() -> None:
+    from kpt_lab import baselines, tables
+
+    eager = six_processes("eager", 2000, baseline=True)
+    edited = {"technique": "0" * 12, "technique_at": "kpt_lab.baselines:compiled", "workload": "", "workload_at": ""}
+    mine = [replace(trial, source=edited) for trial in six_processes(baselines.compiled.label, 1000)]
+    assert tables.headline_table(Trials(eager + mine)).endswith("FASTER when recorded; the code was edited since |")
+
+
+def test_table_leaves_out_what_is_exploratory() -> None:
+    from kpt_lab import tables
+
+    five = six_processes("eager", 4000, baseline=True, processes=5) + six_processes("mine", 1000, processes=5)
+    assert tables.headline_table(Trials(five)) == tables.NONE_YET
 
 
 @pytest.mark.parametrize("page", ["no markers", "<!-- trials:end --> <!-- trials:begin -->"])
