@@ -12,6 +12,7 @@ import gc
 import importlib.util
 import math
 import random
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -205,7 +206,8 @@ class _Cell:
         self.target = targets.find(job.device) if self.cost else None
         self.flush_buffer = self._flush_buffer()
         self.environment = {**environment.environment(job.device), "before": environment.clocks(job.device)}
-        self.functions = check.functions(timer, check, stats)
+        self.functions = check.functions(timer, check, stats, _Cell, check.Codes(self.problem.fn, job.workload.make))
+        self.threads = threading.enumerate()
         self.settings = check.settings()
 
     def _flush_buffer(self) -> torch.Tensor | None:
@@ -242,6 +244,7 @@ class _Cell:
                 runner.driven, runner.parts, runner.reference = built.driven, built.parts, self.reference
                 if technique.contract == "lossy" and technique.definition:
                     runner.reference = self._definition(technique)
+                self._untouched()
             self._agree(runner)
         if self.cost and self.cost.bytes >= 2 and self.cost.bytes < 2**33:
             self.copy = self._copy_runner(int(self.cost.bytes // 2))
@@ -278,6 +281,7 @@ class _Cell:
             self.say(runner.technique.label, "checking")
             with self._watching(runner):
                 self._verify_one(runner, max(own))
+                self._untouched()
             self._agree(runner)
         self.oracle_precision = self.oracle.precision
         self.oracle = None  # its weights are freed before anything is timed
@@ -318,7 +322,10 @@ class _Cell:
         found: list[float] = []
         for k in [0, *range(len(self.sets))] if not stateful else range(len(self.sets)):
             draw = (k, k, 0.0)
-            check.fresh(runner.buffers, self.sets, draw)
+            if len(found) != 1:  # the second call sees the very same buffers again, as a cache by version would like
+                check.fresh(runner.buffers, self.sets, draw)
+            if self._like is not None:
+                check.litter(self._like)
             output = runner.step(*runner.buffers)
             self._settled(output)
             reference = oracle(self.sets[k])
@@ -392,15 +399,33 @@ class _Cell:
                     self._audit(runner, output, draw)
                 check.poison(output, runner.protected)
         self.blocks += 1
+        self._blame()
+
+    def _blame(self) -> None:
+        """Find out who replaced a function or changed a setting in this block, by letting each run alone."""
+        try:
+            self._untouched()
+            return
+        except Dishonest as error:
+            found = str(error)
+        for runner in self.active:
+            with self._watching(runner):
+                check.poison(self._timed(runner, self._draw())[2], runner.protected)
+                self._untouched()
+        if all(runner.status == "ok" for runner in self.runners):
+            for runner in self.runners:
+                if not runner.technique.baseline:
+                    runner.fail("rejected", f"{found}; it or another technique of this cell did so, once")
 
     def _draw(self) -> tuple[int, int, float]:
         i, j = self.dice.sample(range(len(self.sets)), 2)
         return i, j, 0.05 + 0.9 * self.dice.random()
 
-    def _timed(self, runner: Runner, draw: tuple[int, int, float]) -> tuple[int, int, Any]:
+    def _timed(self, runner: Runner, draw: tuple[int, int, float], write: bool = True) -> tuple[int, int, Any]:
         """(device or wall ns, wall ns, output) of one call on new values."""
         self.say(runner.technique.label, "timing")
-        check.fresh(runner.buffers, self.sets, draw)
+        if write:
+            check.fresh(runner.buffers, self.sets, draw)
         self.ranks.barrier()
         self._flush()
         if not self.on_cuda:
@@ -409,7 +434,8 @@ class _Cell:
         wall, output = timer.wall_on_cuda(runner.step, runner.buffers)
         runner.host_ns = wall
         check.poison(output, runner.protected)
-        check.fresh(runner.buffers, self.sets, draw)
+        if write:
+            check.fresh(runner.buffers, self.sets, draw)
         self.ranks.barrier()
         self._flush()
         elapsed, stray, output = timer.device_on_cuda(runner.step, runner.buffers, runner.host_ns)
@@ -427,6 +453,8 @@ class _Cell:
     def _clear(self) -> bool:
         """Whether no verdict against the best baseline (or eager) is UNCLEAR."""
         runners = [r for r in self.runners if r.status == "ok"]
+        if not runners:
+            return True
         bases = [r for r in runners if r.technique.baseline] or runners[:1]
         level = stats.corrected_level(stats.LOOK_LEVEL, len(bases))
         best = min(bases, key=lambda r: median(r.samples))
@@ -442,17 +470,26 @@ class _Cell:
     # -- audits --------------------------------------------------------------------------------------------------------------
 
     def _settled(self, output: Any) -> None:
-        """Raise Dishonest when the output changes after the call has returned."""
+        """Raise Dishonest when the output changes after the call has returned, or a thread of the candidate's goes on working."""
         tensors = check.plain_tensors(output)
         first = [t.detach().clone() for t in tensors]
+        started = check.new_threads(self.threads)
+        seen = [check.positions(started)]
         if self.on_cuda:
             timer.wait()
         else:
-            timer.pause(3_000_000)
+            for _ in range(10 if started else 3):
+                timer.pause(300_000 if started else 1_000_000)
+                seen.append(check.positions(started))
         if any(not check.same_values(a, b.detach()) for a, b in zip(first, tensors, strict=True)):
             raise Dishonest(
                 "the output changed after the call had returned: a worker thread or a side stream was still writing it, "
                 "so the clock would have stopped early"
+            )
+        moving = [t for t in started if t.is_alive() and len({where.get(t.ident or 0) for where in seen}) > 2]
+        if moving:
+            raise Dishonest(
+                f"left the thread {moving[0].name!r} working after the call had returned: it works outside the clock"
             )
 
     def _audit(self, runner: Runner, output: Any, draw: tuple[int, int, float]) -> None:
@@ -505,15 +542,17 @@ class _Cell:
         if not runner.buffers or runner.reset:
             return False
         new: list[int] = []
-        again: list[int] = []
+        rewritten: list[int] = []
+        untouched: list[int] = []
         for _ in range(_REPEATS):
-            check.poison(self._timed(runner, self._draw())[2], runner.protected)  # so that both calls follow the same kind of call
+            check.poison(self._timed(runner, self._draw())[2], runner.protected)  # so that all follow the same kind of call
             draw = self._draw()
-            for times in (new, again):
-                elapsed, _, output = self._timed(runner, draw)
+            for times in (new, rewritten, untouched):
+                elapsed, _, output = self._timed(runner, draw, write=times is not untouched)
                 times.append(elapsed)
                 check.poison(output, runner.protected)
-        return max(again) < 0.7 * min(new)
+        most = _REPEATS - 1  # of the pairs: noise rarely makes one call a fifth faster, and six of seven practically never
+        return any(sum(a < 0.8 * b for a, b in zip(again, new, strict=True)) >= most for again in (rewritten, untouched))
 
     # -- results --------------------------------------------------------------------------------------------------------------
 

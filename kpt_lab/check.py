@@ -5,7 +5,10 @@ Nothing here reads a clock. `measure` calls these functions around the calls tha
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +77,15 @@ def poison(output: Any, protected: set[int]) -> None:
         length = storage.nbytes() // tensor.element_size()
         flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage, 0, (length,), (1,))
         flat.view(integer).fill_(pattern)
+
+
+def litter(like: Any, copies: int = 4) -> None:
+    """Leave poisoned memory of an output's sizes in the allocator, so that reading what was never written shows."""
+    kept = []
+    for tensor in pytree.tree_leaves(like):
+        if isinstance(tensor, torch.Tensor) and tensor.dtype in _POISON and tensor.nbytes <= 2**28:
+            kept += [torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for _ in range(copies)]
+    poison(kept, set())
 
 
 def is_poisoned(tensor: torch.Tensor) -> bool:
@@ -246,6 +258,8 @@ def explain_error(found: float, limit: float, output: Any, dtype: torch.dtype, c
     """One sentence that names what a wrong output looks like: an earlier result, its input, unwritten memory, coarse rounding."""
     tensors = [t.detach() for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
     size = f"error {found:.2g}, allowed {limit:.2g}"
+    if clues.get("late"):
+        return f"right when it was checked, wrong in a timed call: {explain_error(found, limit, output, dtype, {**clues, 'late': False})}"
     if any(is_poisoned(t) for t in tensors):
         if storages(tensors) & storages(tensors_of(clues.get("kept", ()))):
             if clues.get("repeated"):
@@ -262,6 +276,8 @@ def explain_error(found: float, limit: float, output: Any, dtype: torch.dtype, c
                 f"or right only for the first input ({size})"
             )
     inputs = [t.detach() for t in pytree.tree_leaves(clues.get("inputs", ())) if isinstance(t, torch.Tensor)]
+    if tensors and all(t.is_floating_point() and not bool(t.any()) for t in tensors):
+        return f"returned zeros, as memory that it did not write often holds ({size})"
     if any(_same_bits([t], [x]) for t in tensors for x in inputs):
         return f"returns its input ({size})"
     if any(bool(torch.isnan(t).any()) for t in tensors if t.is_floating_point()):
@@ -330,6 +346,8 @@ def settings() -> dict[str, Any]:
         "torch.backends.mkldnn.enabled": torch.backends.mkldnn.enabled,
         "torch.are_deterministic_algorithms_enabled()": torch.are_deterministic_algorithms_enabled(),
         "torch.is_grad_enabled()": torch.is_grad_enabled(),
+        "the stack of torch function modes": torch._C._len_torch_function_stack(),
+        "the stack of torch dispatch modes": torch._C._len_torch_dispatch_stack(),
         "torch.is_autocast_enabled()": torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
     }
 
@@ -347,26 +365,65 @@ def restore(before: Mapping[str, Any]) -> None:
     torch.backends.cudnn.benchmark = before["torch.backends.cudnn.benchmark"]
     torch.use_deterministic_algorithms(before["torch.are_deterministic_algorithms_enabled()"])
     torch.set_grad_enabled(before["torch.is_grad_enabled()"])
+    while torch._C._len_torch_function_stack() > before["the stack of torch function modes"]:
+        torch._C._pop_torch_function_stack()
+    while torch._C._len_torch_dispatch_stack() > before["the stack of torch dispatch modes"]:
+        torch._C._pop_torch_dispatch_stack(None)
 
 
-def functions(*more: Any) -> dict[tuple[int, str], tuple[Any, Any]]:
-    """The callables that live in the watched modules now, to be compared after a technique has run."""
+def functions(*more: Any) -> dict[tuple[int, str], tuple[Any, Any, Any]]:
+    """The callables that live in the watched modules, and in `more`, with their code; to be compared after a technique has run."""
     found = {}
     for owner in (*_WATCHED_MODULES, *more):
         for name, value in list(vars(owner).items()):
-            if callable(value) and not isinstance(value, type(torch)):
-                found[(id(owner), name)] = (owner, value)
+            if callable(value) or isinstance(value, staticmethod | classmethod):
+                found[id(owner), name] = (owner, value, getattr(value, "__code__", None))
     return found
 
 
-def replaced(before: Mapping[tuple[int, str], tuple[Any, Any]]) -> str:
-    """Puts back every watched callable that was replaced since `before` and says which they were, or ""."""
+def replaced(before: Mapping[tuple[int, str], tuple[Any, Any, Any]]) -> str:
+    """Puts back every watched callable, or its code, that was replaced since `before`; says which they were, or ""."""
     changed = []
-    for (_, name), (owner, value) in before.items():
+    for (_, name), (owner, value, code) in before.items():
+        where = f"{getattr(owner, '__name__', type(owner).__name__)}.{name}"
         if vars(owner).get(name) is not value:
-            changed.append(f"{getattr(owner, '__name__', owner)}.{name}")
+            changed.append(where)
             setattr(owner, name, value)
+        if code is not None and value.__code__ is not code:
+            changed.append(f"{where}.__code__")
+            value.__code__ = code
     return ", ".join(changed)
+
+
+class Codes:
+    """Holds functions under their names, so that `functions` can watch a specification's own code."""
+
+    __name__ = "the specification"
+
+    def __init__(self, *values: Any) -> None:
+        for value in values:
+            for part in _functions_of(value):
+                vars(self)[getattr(part, "__name__", "function")] = part
+
+
+def _functions_of(value: Any) -> list[Any]:
+    if isinstance(value, functools.partial):
+        return _functions_of(value.func)
+    if isinstance(value, torch.nn.Module):
+        return [type(part).forward for part in value.modules()]
+    return [value] if hasattr(value, "__code__") else []
+
+
+def new_threads(known: Iterable[threading.Thread]) -> list[threading.Thread]:
+    """Python threads that are alive now and were not before."""
+    before = set(known)
+    return [thread for thread in threading.enumerate() if thread not in before]
+
+
+def positions(threads: Iterable[threading.Thread]) -> dict[int, tuple[int, int]]:
+    """Where each thread stands now: a parked one stays, a working one moves."""
+    frames = sys._current_frames()
+    return {t.ident: (id(frames[t.ident]), frames[t.ident].f_lasti) for t in threads if t.ident in frames}
 
 
 def limit_for(workload: Workload, dtype: torch.dtype, own_error: float) -> float:
