@@ -1,0 +1,1 @@
+"""Hardware as data: `targets` holds the devices that we know the figures of, and probes the CPU at hand."""
