@@ -23,7 +23,7 @@ import torch
 
 import kpt_lab.redteam as red
 from kpt_lab.baselines import eager
-from kpt_lab.core import Technique, Trial
+from kpt_lab.core import Technique, Trial, Trials
 from kpt_lab.measure import measure
 
 NO_VERDICT = ("unsupported", "unavailable")
@@ -41,13 +41,13 @@ class Row:
     run: int = 0
 
 
-def run(technique: Technique, device: str, budget: float, seed: int, processes: int) -> Trial:
-    """Measure one technique beside eager; whatever it changed in the process is put back."""
+def run(technique: Technique, device: str, budget: float, seed: int, processes: int) -> tuple[Trial, Trials]:
+    """Measure one technique beside eager, and put back whatever it changed in the process: its Trial, and those of the cell."""
     with red.undone():
         trials = measure(
             red.target, [eager, technique], device=device, budget=budget, seed=seed, processes=processes, **red.SIZES[device]
         )
-    return trials.where(technique=technique.name)[0]
+    return trials.where(technique=technique.name)[0], trials
 
 
 def sentence(technique: Technique) -> str:
@@ -59,8 +59,8 @@ def run_cheats(options: argparse.Namespace) -> list[Row]:
     """Every cheat that this device can run, once."""
     rows = []
     for technique in chosen(red.cheats, options):
-        trial = run(technique, options.device, options.budget, 0, options.processes)
-        escape = "" if trial.status in NO_VERDICT else red.escape(trial)
+        trial, cell = run(technique, options.device, options.budget, 0, options.processes)
+        escape = "" if trial.status in NO_VERDICT else red.escape(trial, cell)
         row = Row(technique.name, sentence(technique), trial.status, trial.advice, escape)
         rows.append(row)
         mark = "ESCAPED: " + escape if escape else ""
@@ -73,7 +73,7 @@ def run_honest(options: argparse.Namespace) -> list[Row]:
     rows = []
     for technique in chosen(red.honest, options):
         for seed in range(options.honest_runs):
-            trial = run(technique, options.device, options.honest_budget, seed, options.processes)
+            trial, _ = run(technique, options.device, options.honest_budget, seed, options.processes)
             flagged = "" if trial.status in ("ok", *NO_VERDICT) else f"flagged as {trial.status}"
             rows.append(Row(technique.name, sentence(technique), trial.status, trial.advice, flagged, seed))
         mine = [row for row in rows if row.technique == technique.name]

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kpt_lab.redteam as red
 from kpt_lab.baselines import eager
+from kpt_lab.core import Trial, Trials
 from kpt_lab.redteam import forged, late, stale, tampered
 
 NEEDS_CUDA = {t.name for t in (*red.cheats, *red.honest) if "cuda" in t.requires}
@@ -292,6 +293,17 @@ def test_every_cheat_has_a_sentence_and_keywords():
     assert all(word and word == word.lower() for words in red.keywords.values() for word in words)
 
 
+def test_escape_wants_a_verdict_with_the_trick_and_no_innocent_blamed():
+    trial = Trial("w", "NaN output", status="wrong", advice="gives NaN")
+    assert red.escape(trial) == ""
+    assert red.escape(trial, Trials([Trial("w", "eager")])) == ""
+    assert "eager was blamed" in red.escape(trial, Trials([Trial("w", "eager", status="rejected", advice="x")]))
+    assert red.escape(Trial("w", "NaN output")) == "status is ok"
+    assert "names none of nan" in red.escape(Trial("w", "NaN output", status="wrong", advice="error 3"))
+    with pytest.raises(ValueError, match="trial is of 'eager'"):
+        red.escape(Trial("w", "eager"))
+
+
 # ---- measure against the red team ------------------------------------------------------------------------------------------------
 
 
@@ -300,18 +312,18 @@ def measured(technique, device="cpu"):
 
     torch.set_num_threads(max(2, torch.get_num_threads()))
     trials = measure(red.target, [eager, technique], device=device, processes=0, budget=0.5, **red.SIZES[device])
-    return trials.where(technique=technique.name)[0]
+    return trials.where(technique=technique.name)[0], trials
 
 
 @pytest.mark.parametrize("technique", CPU_CHEATS, ids=lambda t: t.name)
 def test_measure_catches_the_cheat_and_names_the_trick(technique):
-    trial = measured(technique)
-    assert not red.escape(trial), f"{red.escape(trial)}: {trial.status}, {trial.advice}"
+    trial, cell = measured(technique)
+    assert not red.escape(trial, cell), f"{red.escape(trial, cell)}: {trial.status}, {trial.advice}"
 
 
 @pytest.mark.parametrize("technique", CPU_HONEST, ids=lambda t: t.name)
 def test_measure_does_not_flag_honest_techniques(technique):
-    trial = measured(technique)
+    trial, _ = measured(technique)
     assert trial.status == "ok", trial.advice
 
 
@@ -319,13 +331,13 @@ def test_measure_does_not_flag_honest_techniques(technique):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 @pytest.mark.parametrize("technique", red.cheats, ids=lambda t: t.name)
 def test_measure_catches_the_cheat_on_cuda(technique):
-    trial = measured(technique, "cuda")
-    assert not red.escape(trial), f"{red.escape(trial)}: {trial.status}, {trial.advice}"
+    trial, cell = measured(technique, "cuda")
+    assert not red.escape(trial, cell), f"{red.escape(trial, cell)}: {trial.status}, {trial.advice}"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 @pytest.mark.parametrize("technique", red.honest, ids=lambda t: t.name)
 def test_measure_does_not_flag_honest_techniques_on_cuda(technique):
-    trial = measured(technique, "cuda")
+    trial, _ = measured(technique, "cuda")
     assert trial.status == "ok", trial.advice

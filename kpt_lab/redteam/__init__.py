@@ -7,7 +7,7 @@ tamper with the process leave traces: run them by hand inside `undone()`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from kpt_lab.core import Technique, Trial
 from kpt_lab.redteam import forged as _forged
@@ -57,7 +57,7 @@ _TRICKS: tuple[tuple[Technique, tuple[str, ...]], ...] = (
     (_tampered.slower_by_mode, ("mode",)),
     (_tampered.rewrites_specification, ("__code__", "specification's code", "specification itself")),
     (_tampered.loaded_dice, ("random.random", "dice", *_NOT_IN_TIMED_CALLS)),
-    (_tampered.disarmed_checks, ("_audit", "_judge", "compare", "verify")),
+    (_tampered.disarmed_checks, ("_audit", "_judge", "compare")),
 )
 
 cheats: tuple[Technique, ...] = tuple(technique for technique, _ in _TRICKS)
@@ -79,10 +79,17 @@ honest: tuple[Technique, ...] = (
 )
 
 
-def escape(trial: Trial) -> str:
-    """How this Trial's cheat escaped: a status other than "rejected" and "wrong", or advice that names no trick; else ""."""
+def escape(trial: Trial, others: Iterable[Trial] = ()) -> str:
+    """How this Trial's cheat escaped, or "".
+
+    It does where its status is neither "rejected" nor "wrong", where the advice names no trick, and where an honest one of
+    `others` (Trials of the same cell) was blamed for it.
+    """
     if trial.technique not in keywords:
         raise ValueError(f"trial is of {trial.technique!r}; accepted are the cheats {', '.join(keywords)}")
+    for other in others:
+        if other.technique not in keywords and other.status != "ok":
+            return f"status is {trial.status}, and {other.label} was blamed: {other.status}, {other.advice}"
     if trial.status not in ("rejected", "wrong"):
         return f"status is {trial.status}"
     wanted = keywords[trial.technique]

@@ -207,8 +207,8 @@ def _loaded_dice(fn: Callable, args: tuple) -> Callable:
 
 
 def _disarmed_checks(fn: Callable, args: tuple) -> Callable:
-    """Replaces whatever in this package audits, judges, verifies or compares by a function that finds no error, and skips work."""
-    name_of_a_check = re.compile("audit|judge|compare|verify")
+    """Replaces whatever in this package audits, judges or compares by a function that finds no error, and skips work."""
+    name_of_a_check = re.compile("audit|judge|compare")
     modules = [m for name, m in sys.modules.items() if name.startswith("kpt_lab.") and ".redteam" not in name]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
     for owner in (*modules, *classes):
