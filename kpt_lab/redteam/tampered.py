@@ -157,11 +157,16 @@ class _Twice(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _innermost() -> TorchFunctionMode | None:
+    modes = torch.overrides._get_current_function_mode_stack()
+    return modes[-1] if modes else None
+
+
 def _slower_by_mode(fn: Callable, args: tuple) -> Callable:
     """Enters a torch function mode that runs matrix products and softmax twice, and never leaves it except in its own calls."""
     mode = _Twice()
     mode.__enter__()
-    _undo.append(lambda: mode.__exit__(None, None, None))
+    _undo.append(lambda: mode.__exit__(None, None, None) if _innermost() is mode else None)
 
     def candidate(*inputs: Any) -> Any:
         mode.off = True
