@@ -12,8 +12,10 @@ Importing needs torch and numpy alone; figures and widgets are loaded when they 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
+from kpt_lab import baselines
 from kpt_lab.core import (
     Cost,
     Incomparable,
@@ -50,6 +52,7 @@ __all__ = [
     "Trials",
     "Unsupported",
     "Workload",
+    "baselines",
     "breakeven",
     "compare",
     "figures",
@@ -73,3 +76,17 @@ def __getattr__(name: str) -> Any:
         except ImportError as error:
             raise ImportError(f"kpt_lab.figures needs plotly: pip install plotly ({error})") from error
     raise AttributeError(f"module 'kpt_lab' has no attribute {name!r}")
+
+
+class _Widgets:
+    """Last in line of the importers: where no other one found kpt_lab.widgets, it says in one sentence what to do."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        if name == "kpt_lab.widgets":
+            raise ModuleNotFoundError(
+                "kpt_lab.widgets exists only where kpt_lab is installed, not in a bare checkout: run pip install -e '.[lab]' there"
+            )
+
+
+sys.meta_path.append(_Widgets)  # type: ignore[arg-type]

@@ -27,12 +27,10 @@ from kpt_lab.core import Cost, Metric, Status, Technique, Trial, Trials, Unsuppo
 from kpt_lab.hardware import targets
 from kpt_lab.memory import held_memory, peak_memory
 from kpt_lab.ranks import Alone
+from kpt_lab.ratios import COPY
 
 METHOD = 1
 """Version of the measuring method: a Trial of another version is stale."""
-
-COPY = "copy"
-"""Technique name of the copy of the same bytes that is timed in the same blocks."""
 
 _AUDIT = 1 / 8  # share of timed calls whose output is checked afterwards, chosen at random
 _SAME_DIRECTION = 0.9  # cosine of a candidate's parameter update with the oracle's; Adam's sign noise costs a few percent
@@ -322,7 +320,9 @@ class _Cell:
         found: list[float] = []
         for k in [0, *range(len(self.sets))] if not stateful else range(len(self.sets)):
             draw = (k, k, 0.0)
-            if len(found) != 1:  # the second call sees the very same buffers again, as a cache by version would like
+            if (
+                stateful or len(found) != 1
+            ):  # the second call sees the very same buffers again, as a cache by version would like
                 check.fresh(runner.buffers, self.sets, draw)
             if self._like is not None:
                 check.litter(self._like)
@@ -697,7 +697,11 @@ def _status_of(error: BaseException) -> tuple[Status, str]:
         return "rejected", text
     if isinstance(error, Wrong):
         return "wrong", text
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in text:
+    if (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "not enough memory" in text
+        or "can't allocate memory" in text
+    ):
         return "out_of_memory", f"ran out of memory: {text.split('. ')[0]}; use a smaller size or a device with more memory"
     if isinstance(error, Unsupported | NotImplementedError):
         return "unsupported", text

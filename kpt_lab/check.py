@@ -104,6 +104,8 @@ def fresh(buffers: Any, sets: Sequence[Any], draw: tuple[int, int, float]) -> No
     """
     i, j, weight = draw
     mine, one, other = (pytree.tree_leaves(x) for x in (buffers, sets[i], sets[j]))
+    if not mine:  # the copy of the same bytes has no inputs of the workload's
+        return
     floating = any(isinstance(t, torch.Tensor) and t.is_floating_point() for t in mine)
     with torch.no_grad():
         for buffer, a, b in zip(mine, one, other, strict=True):
