@@ -155,7 +155,6 @@ def curves(chart: Chart, key: str) -> go.Figure:
     columns = 1 if count == 1 else 2 if count <= 4 else 3
     names = [*chart.names(), *([key] if hollow else ())]
     heights = {1: 340, 2: 280, 3: 240}
-    extra = round(3.6 * max(map(len, map(str, plan.values)))) if _ticks(plan, columns)[2] else 0
     figure = frame(
         chart.heading,
         chart.subtitle,
@@ -164,7 +163,7 @@ def curves(chart: Chart, key: str) -> go.Figure:
         names,
         columns=columns,
         row_height=heights[columns],
-        extra=extra,
+        extra=_ticks(plan, columns)[3],
         shared_y=True,
     )
     style, seen = look.styles(chart.labels), set[str]()
@@ -228,12 +227,15 @@ def _reference_line(
     )
 
 
-def _ticks(plan: Arrangement, columns: int) -> tuple[list[Any], list[str], int]:
-    """Tick positions, their texts and their angle, so that none covers another in the narrowest figure."""
+def _ticks(plan: Arrangement, columns: int) -> tuple[list[Any], list[str], int, int]:
+    """Tick positions, their texts, their angle, and px beyond one line of text, so that none covers another in the narrowest figure."""
     room = (NARROW - LEFT - RIGHT) / columns * 0.9
     if not plan.numeric:
-        texts = [plain(v) for v in plan.values]
-        return [str(v) for v in plan.values], texts, 0 if 7.2 * max(map(len, texts)) * len(texts) < room else 30
+        ticks, characters = [str(v) for v in plan.values], int(room / len(plan.values) / 7.2)
+        upright = characters < 6
+        lines = [[t] if upright else wrapped(t, characters) for t in ticks]
+        extra = 7 * max(map(len, ticks)) if upright else 16 * (max(map(len, lines)) - 1)
+        return ticks, ["<br>".join(map(plain, each)) for each in lines], 90 if upright else 0, extra
     scale = [math.log(v) if plan.log else v for v in plan.values]
     width = max(scale) - min(scale)
     kept, texts, end = list[Any](), list[str](), -math.inf
@@ -244,11 +246,11 @@ def _ticks(plan: Arrangement, columns: int) -> tuple[list[Any], list[str], int]:
             kept.append(value)
             texts.append(text)
             end = middle + half
-    return kept, texts, 0
+    return kept, texts, 0, 0
 
 
 def _style_x(figure: go.Figure, plan: Arrangement, columns: int) -> None:
-    ticks, texts, angle = _ticks(plan, columns)
+    ticks, texts, angle, _ = _ticks(plan, columns)
     axis: dict[str, Any] = {"tickmode": "array", "tickvals": ticks, "ticktext": texts, "tickangle": angle}
     if not plan.numeric:
         axis |= {"type": "category", "categoryorder": "array", "categoryarray": [str(v) for v in plan.values]}

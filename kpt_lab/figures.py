@@ -13,9 +13,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kpt_lab import draw, look, ratios
+from kpt_lab import draw, look, ratios, yardsticks
 from kpt_lab.core import Trial, Trials
-from kpt_lab.draw import Chart, Point, Reference
+from kpt_lab.draw import Chart, Point
 from kpt_lab.look import plain, quantity, theme
 from kpt_lab.maps import heatmap, roofline
 from kpt_lab.panels import (
@@ -37,7 +37,6 @@ __all__ = ["bars", "heatmap", "roofline", "speedup", "theme", "times"]
 MARGIN = 0.02  # half width of SAME, as kpt_lab.stats.verdict has it
 LOG_SPAN = 6.0  # a value axis over more than this factor is logarithmic
 MOST_BARS = 8  # cells
-STEPS = [m * 10.0**e for e in range(-4, 5) for m in (1, 2, 5)]
 SAME = "SAME: within 2%"
 
 
@@ -47,15 +46,16 @@ def speedup(trials: Iterable[Trial], over: str = "best baseline", x: str | None 
     Shows intervals, the 1x line, the SAME region (2%) and the largest speedup that the hardware's bound allows. Where no
     parameter varies: bars. ValueError where no ratio can be formed, with the first reason.
     """
-    trials, older = newest(checked(trials))
+    everything, older = newest(checked(trials))
+    trials = Trials(t for t in everything if t.label != ratios.COPY)
     found = ratios.speedups(trials, over)
     formed: list[Any] = [s for s in found if s.ratio]
-    labels = {s.label for s in formed if s.label != s.over[0].label}  # a technique that is the baseline everywhere is no curve
+    labels = {s.label for s in formed if s.label != s.over[0].label}  # what is the baseline everywhere is no curve
     formed = [s for s in formed if s.label in labels]
     if not formed:
         why = next((s.reason for s in found if s.reason), "there is nothing beside the baseline itself")
         raise ValueError(f"no speedup over {over!r} can be shown: {why}")
-    plan = arrange(dict.fromkeys(s.cell for s in formed), x)
+    plan = arrange(dict.fromkeys(s.cell for s in formed), x, apart=True)
     shown = Trials(t for s in formed for t in (*s.trials, *s.over) if t.status == "ok")
     limits = [(s.cell, s.label, Trials((*s.trials, *s.over)), _pooled(s.over, "time")[0]) for s in formed]
     counts, kinds = [s.ratio.processes for s in formed], {s.ratio.provenance for s in formed}
@@ -68,14 +68,17 @@ def speedup(trials: Iterable[Trial], over: str = "best baseline", x: str | None 
         notes=[
             _interval_note(counts) + endless,
             *_baseline_note(formed, over, plan),
-            *_bound_note(shown),
+            *yardsticks.bound_note(shown),
             *absences(lost, trials),
             *older,
         ],
         plan=plan,
         labels=list(dict.fromkeys(t.label for t in trials)),
         points=points,
-        references=_bounds(limits, "hardware bound"),
+        references=[
+            *yardsticks.bounds(limits, "hardware bound"),
+            *yardsticks.copy_line(yardsticks.copy_ratios(everything, formed)),
+        ],
         absent=_absent(lost, trials, plan),
         entries=(SAME,),
     )
@@ -103,8 +106,9 @@ def times(trials: Iterable[Trial], x: str | None = None) -> go.Figure:
     low, high = chart.span
     axis: dict[str, Any] = {"tickformat": "~s", "ticksuffix": "s", "rangemode": "tozero"}
     if high / low > LOG_SPAN:
-        axis |= {"type": "log", "rangemode": "normal", "dtick": "D2" if high / low < 200 else 1}
-        axis |= {"range": [math.log10(low / 1.15), math.log10(high * 1.15)]}
+        ticks = _log_ticks(low / 1.15, high * 1.15)
+        axis = {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [quantity(t, "s") for t in ticks]}
+        axis["range"] = [math.log10(low / 1.15), math.log10(high * 1.15)]
     figure.update_yaxes(axis)
     figure.update_yaxes(title_text="median time of a call", col=1)
     return figure
@@ -133,7 +137,10 @@ def bars(trials: Iterable[Trial], metric: str = "time") -> go.Figure:
 def _metric_chart(trials: Trials, metric: str, x: str | None) -> Chart:
     """What times and bars show: every ok Trial's metric, pooled over processes; lines of bound and copy beside a time."""
     trials, older = newest(trials)
+    trials = Trials(t for t in trials if t.label != ratios.COPY)
     shown, lost = _shown(trials, metric), _lost(trials, metric)
+    if not lost and not shown:
+        raise ValueError("these Trials hold nothing but the copy of the same bytes; pass those of the techniques as well")
     if not shown:
         raise ValueError(f"no Trial has the metric {metric!r} to show: {lost[0][0].label}: {lost[0][1]}")
     units = sorted({t.metrics[metric].unit for t in shown})
@@ -146,11 +153,13 @@ def _metric_chart(trials: Trials, metric: str, x: str | None) -> Chart:
     return Chart(
         heading=f"{workloads(shown)}: {'time of a call' if lines else metric}",
         subtitle=subtitle(shown, plan.fixed, {t.metrics[metric].provenance for t in shown}, counts),
-        notes=[_interval_note(counts), *(_bound_note(shown) if lines else ()), *absences(lost, trials), *older],
+        notes=[_interval_note(counts), *(yardsticks.bound_note(shown) if lines else ()), *absences(lost, trials), *older],
         plan=plan,
         labels=list(dict.fromkeys(t.label for t in trials)),
         points=[_metric_point(cell, name, ts, metric, plan) for cell, name, ts in groups],
-        references=[*_bounds([(*group, 0.0) for group in groups], "hardware bound"), *_copies(groups)] if lines else (),
+        references=[*yardsticks.bounds([(*group, 0.0) for group in groups], "hardware bound"), *yardsticks.copies(groups)]
+        if lines
+        else (),
         absent=_absent(lost, trials, plan),
     )
 
@@ -235,46 +244,6 @@ def _origin(provenance: str, processes: int) -> str:
     return "measured in one process, exploratory" if processes == 1 else f"measured in {processes} processes"
 
 
-def _bounds(groups: Iterable[tuple[Any, str, Trials, float]], name: str) -> list[Reference]:
-    """Lines of the bound: its time, or `time` / bound where a time is given; one line for labels that share their bounds."""
-    merged: list[tuple[dict[Any, float], list[str], list[str]]] = []
-    by_label: dict[str, dict[Any, float]] = {}
-    sources: dict[str, list[str]] = {}
-    for cell, _, trials, time in groups:
-        for trial in trials:
-            bound = trial.metrics.get("bound")
-            if bound is not None and bound.value > 0 and trial.status == "ok":
-                by_label.setdefault(trial.label, {})[cell] = time / bound.value if time else bound.value
-                sources.setdefault(trial.label, []).append(
-                    f"{bound.provenance}: {bound.source}" if bound.source else bound.provenance
-                )
-    for label, values in by_label.items():
-        for line, labels, origins in merged:
-            if all(math.isclose(line[cell], v, rel_tol=1e-6) for cell, v in values.items() if cell in line):
-                line.update(values)
-                labels.append(label)
-                origins.extend(sources[label])
-                break
-        else:
-            merged.append((dict(values), [label], list(sources[label])))
-    made = []
-    for i, (line, labels, origins) in enumerate(merged):
-        kind = "/".join(dict.fromkeys(o.split(":")[0] for o in origins))
-        title = f"{name} ({kind})" if len(merged) == 1 else f"{name} of {', '.join(labels)} ({kind})"
-        made.append(Reference(title, line, f"{title}: {origins[0]}", "solid" if i == 0 else look.DASHES[1 + (i - 1) % 5]))
-    return made
-
-
-def _copies(groups: Iterable[tuple[Any, str, Trials]]) -> list[Reference]:
-    """The line of a copy of the same bytes, timed in the same blocks, where the Trials have one."""
-    found: dict[Any, list[float]] = {}
-    for cell, _, trials in groups:
-        found.setdefault(cell, []).extend(t.metrics["copy_time"].value for t in trials if "copy_time" in t.metrics)
-    values = {cell: statistics.median(each) for cell, each in found.items() if each}
-    name = "copy of the same bytes (measured)"
-    return [Reference(name, values, name, "dot")] if values else []
-
-
 def _interval_note(processes: Sequence[int]) -> str:
     if not processes or max(processes) == 1:
         return "Intervals: of the median within one process; restarts, which move times further, are not covered."
@@ -296,15 +265,6 @@ def _baseline_note(formed: Sequence[Any], over: str, plan: Arrangement) -> list[
         return [f"Best baseline of each cell: {' or '.join(where)}; the point's text says which."]
     at = f"at {plan.x} " if plan.x else "at "
     return ["Best baseline: " + "; ".join(f"{label} {at}{', '.join(places)}" for label, places in where.items()) + "."]
-
-
-def _bound_note(trials: Trials) -> list[str]:
-    found = dict.fromkeys((b.provenance, b.source) for t in trials if (b := t.metrics.get("bound")))
-    return (
-        ["Hardware bound, " + "; ".join(f"{kind}: {source}" if source else kind for kind, source in found) + "."]
-        if found
-        else []
-    )
 
 
 def _one(figure: go.Figure, panels: int, side: str) -> None:
@@ -329,9 +289,15 @@ def _ratio_axis(low: float, high: float) -> Mapping[str, Any]:
     """A value axis that holds 1x, logarithmic where it spans more than a factor of 6."""
     low, high = min(low, 1 - 2 * MARGIN), max(high, 1 + 2 * MARGIN)
     if low > 0 and high / low > LOG_SPAN:
-        ticks = [s for s in STEPS if low / 1.1 <= s <= high * 1.1]
-        ticks = ticks if len(ticks) <= 9 else [s for s in ticks if f"{s:e}"[0] == "1"]
+        ticks = _log_ticks(low / 1.1, high * 1.1)
         edges = [math.log10(low / 1.12), math.log10(high * 1.12)]
         return {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{t:g}x" for t in ticks], "range": edges}
     pad = 0.06 * (high - low)
     return {"ticksuffix": "x", "range": [look.six(low - pad), look.six(high + pad)]}
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of each decade between the ends, or only the decades where those were more than 9."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [look.six(m * 10.0**e) or 0.0 for e in decades for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    return ticks if len(ticks) <= 9 else [t for t in ticks if f"{t:e}".startswith("1")]

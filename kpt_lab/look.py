@@ -192,7 +192,7 @@ def frame(
     lines = [line for note in notes for line in wrapped(note, 124)]
     titled = any(titles)
     above = 21 * legend_rows + (22 if titled else 4)
-    top, bottom, gap = 46 + 16 * len(under) + above + 6, 52 + extra + LINE * len(lines) + 10, 66 + extra
+    top, bottom, gap = 41 + 21 * len(under) + above + 6, 52 + extra + LINE * len(lines) + 10, 66 + extra
     plot = rows * row_height + (rows - 1) * gap
     figure = make_subplots(
         rows=rows,

@@ -200,6 +200,7 @@ def roofline(trials: Iterable[Trial], target: Target | None = None) -> go.Figure
     one that the Trials name unless given. ValueError where no Trial has both and a time, or where the Target is unknown.
     """
     trials, older = newest(checked(trials))
+    trials = Trials(t for t in trials if t.label != ratios.COPY) or trials
     reasons = [(t, reason(t, "time") or _uncosted(t)) for t in trials]
     shown = Trials(t for t, why in reasons if not why)
     if not shown:

@@ -52,7 +52,7 @@ def words(facts: Mapping[str, Any], names: Iterable[str] | None = None) -> str:
     return ", ".join(str(facts[n]) if n in bare else f"{n}={facts[n]}" for n in names if facts.get(n) not in (None, ""))
 
 
-def describe(cells: Iterable[Any]) -> dict[Any, dict[str, Any]]:
+def describe(cells: Iterable[Any], apart: bool = False) -> dict[Any, dict[str, Any]]:
     """Each cell's dimensions by name: workload, its parameters, dtype, device (named by target, and by host where several are)."""
     cells = list(cells)
     hosts: dict[str, set[str]] = {}
@@ -63,6 +63,8 @@ def describe(cells: Iterable[Any]) -> dict[Any, dict[str, Any]]:
         device = cell.target or cell.device
         if len(hosts[device]) > 1 and cell.host:
             device = f"{device} (host {cell.host[:6]})"
+        if apart and not cell.device:
+            device = f"{device}, not measured"
         found[cell] = {"workload": cell.workload, **dict(cell.params), "dtype": cell.dtype, "device": device}
     return found
 
@@ -78,13 +80,14 @@ def _values(facts: Iterable[Mapping[str, Any]], name: str) -> list[Any]:
     return values
 
 
-def arrange(cells: Iterable[Any], x: str | None = None) -> Arrangement:
+def arrange(cells: Iterable[Any], x: str | None = None, *, apart: bool = False) -> Arrangement:
     """Lay out cells over an axis, panels and name suffixes.
 
     `x` is the parameter with most values unless given ("" for none); ValueError names the accepted ones. Up to 6 combinations
     of what else varies get a panel each; beyond that the largest dimension with at most 6 values does, the rest joins the name.
+    `apart` keeps cells without a measurement away from measured ones: their baselines are others.
     """
-    facts = describe(cells)
+    facts = describe(cells, apart)
     names = list(dict.fromkeys(name for fact in facts.values() for name in fact))
     values = {name: _values(facts.values(), name) for name in names}
     varying = [name for name in names if len(values[name]) > 1]
@@ -160,7 +163,7 @@ def dates(trials: Trials) -> str:
 def origin(provenances: Iterable[str], processes: Sequence[int]) -> str:
     """Whether the shown numbers are measured, simulated, modelled or quoted; one process is called exploratory."""
     kinds = [kind for kind in ("measured", "simulated", "modelled", "quoted") if kind in set(provenances)]
-    text = " and ".join(kinds)
+    text = "; ".join(kinds)
     if "measured" in kinds and processes:
         few, many = min(processes), max(processes)
         if many == 1:

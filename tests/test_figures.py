@@ -209,6 +209,20 @@ def test_times_pool_processes_and_draw_the_copy():
     assert [t.y for t in traces(figure, "reference") if "copy" in t.name] == [(3e-5, 3e-5)]
 
 
+def test_the_copy_is_a_line_and_never_a_technique():
+    copies = [trial("copy", c, c * 0.8e-7) for c in (1024, 4096)]
+    trials = grid(failing=()) + copies
+    figure = figures.speedup(trials)
+    assert "copy" not in [t.name for t in figure.data]
+    (line,) = [t for t in traces(figure, "reference") if "copy" in t.name]
+    assert line.y == (six(1.5 / 0.8), six(1.5 / 0.8))
+    for other in (figures.times(trials), figures.bars(trials), figures.roofline(trials, H100)):
+        assert "copy" not in [n for t in other.data for n in (t.name, *(t.customdata or ()))]
+        assert "copy" not in notes(other)
+    with pytest.raises(ValueError, match="nothing but the copy"):
+        figures.times(Trials(copies))
+
+
 def test_heatmap_centres_1x_hatches_unclear_and_outlines_break_even():
     made = []
     for rows, cols, factor, spread in ((64, 256, 2.0, 0), (64, 512, 0.5, 0), (128, 256, 1.0, 0.3), (128, 512, 0, 0)):
@@ -276,6 +290,16 @@ def test_titles_say_where_when_and_what_kind_of_numbers():
     assert "measured" not in figure.layout.title.text
     assert "ours (modelled)" in [t.name for t in traces(figure, "values")]
     assert [t.name for t in traces(figure, "key")] == ["UNCLEAR or not measured"]
+
+
+def test_modelled_speedups_stand_in_a_panel_of_their_own():
+    time = {"time": Metric(1e-5, "s", "modelled", source="bound of h100-sxm")}
+    guess = [trial(n, c, metrics=time, samples={}, device="", env={}) for n in ("eager", "ours") for c in (1024, 4096)]
+    figure = figures.speedup(grid(failing=()) + guess)
+    assert {t.name: t.xaxis for t in traces(figure, "values")} == {
+        "eager": "x", "ours": "x", "eager (modelled)": "x2", "ours (modelled)": "x2"
+    }  # fmt: skip
+    assert "h100-sxm, not measured" in [a.text for a in figure.layout.annotations]
 
 
 def test_a_simulators_clock_is_never_drawn_as_a_time():
