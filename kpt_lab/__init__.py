@@ -89,4 +89,4 @@ class _Widgets:
             )
 
 
-sys.meta_path.append(_Widgets)  # type: ignore[arg-type]
+sys.meta_path.append(_Widgets)

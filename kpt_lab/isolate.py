@@ -233,13 +233,18 @@ def _with_setup(job: Job, trials: Trials, limit: float) -> Trials:
         with tempfile.TemporaryDirectory() as caches:
             extra = {"TORCHINDUCTOR_CACHE_DIR": str(Path(caches, "inductor")), "TRITON_CACHE_DIR": str(Path(caches, "triton"))}
             for name in ("setup_time.cold", "setup_time.warm"):
-                seconds: list[float] = []
-                request = {"kind": "setup", "jobs": [job], "technique": technique}
-                _child(request, limit, lambda _, s, into=seconds: into.append(s), lambda *_: None, threading.Event(), extra)
-                if seconds:
-                    metrics[name] = Metric(seconds[0], "s", "measured")
+                seconds = _setup_time(job, technique, limit, extra)
+                if seconds is not None:
+                    metrics[name] = Metric(seconds, "s", "measured")
         found.append(replace(trial, metrics=metrics))
     return Trials(found)
+
+
+def _setup_time(job: Job, technique: Technique, limit: float, extra: dict[str, str]) -> float | None:
+    found: list[float] = []
+    request = {"kind": "setup", "jobs": [job], "technique": technique}
+    _child(request, limit, lambda _, seconds: found.append(seconds), lambda *_: None, threading.Event(), extra)
+    return found[0] if found else None
 
 
 def serve() -> None:

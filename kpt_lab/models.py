@@ -51,7 +51,7 @@ def workload(
     if random is None:
         random = module and any(_drops(part) for part in fn_or_module.modules())  # type: ignore[attr-defined]
     example = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().cpu().clone(), inputs)
-    title = name or getattr(fn_or_module, "__name__", type(fn_or_module).__name__)
+    title = str(name or getattr(fn_or_module, "__name__", type(fn_or_module).__name__))
     make = functools.partial(_make, stored, example, loss)
     return Workload(title, make, tolerance=64.0, cost=functools.partial(_cost, stored, example, loss), random=bool(random))
 
@@ -71,9 +71,13 @@ def _make(
     elif mode == "step":
         raise ValueError("mode is 'step', but the workload is a plain function without parameters to update; use 'backward'")
     place = functools.partial(_place, device=device, dtype=dtype, gradient=mode == "backward" and not isinstance(stored, bytes))
-    sets = [pytree.tree_map_only(torch.Tensor, lambda t, k=k: place(_rolled(t, seed + k)), example) for k in range(3)]
-    drive = functools.partial({"forward": _forward, "backward": _backward, "step": Step}[mode], fn=fn, loss=loss)
-    return Problem(fn, sets, drive)
+    sets = [pytree.tree_map_only(torch.Tensor, functools.partial(_placed, by=seed + k, place=place), example) for k in range(3)]
+    steps: dict[str, Callable[..., Callable[..., Any]]] = {"forward": _forward, "backward": _backward, "step": Step}
+    return Problem(fn, sets, functools.partial(steps[mode], fn=fn, loss=loss))
+
+
+def _placed(tensor: torch.Tensor, *, by: int, place: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    return place(_rolled(tensor, by))
 
 
 def _place(tensor: torch.Tensor, *, device: str, dtype: torch.dtype, gradient: bool) -> torch.Tensor:
@@ -101,7 +105,7 @@ def _forward(candidate: Callable[..., Any], *, fn: Any, loss: Any) -> Callable[.
     return step
 
 
-def _parameters(candidate: Any, fn: Any) -> list[torch.nn.Parameter]:
+def _parameters(candidate: Any, fn: Any) -> list[torch.Tensor]:
     module = candidate if isinstance(candidate, torch.nn.Module) else fn
     return [p for p in module.parameters() if p.requires_grad] if isinstance(module, torch.nn.Module) else []
 

@@ -117,7 +117,7 @@ def best_baseline(trials: Iterable[Trial]) -> Trials:
             by_label.setdefault(trial.label, []).append(trial)
     if not by_label:
         raise Incomparable("this cell has no baseline that ran: add one of kpt_lab.baselines, such as eager, to the techniques")
-    return Trials(min(by_label.values(), key=lambda group: _pooled(group, "time")))
+    return Trials(min(by_label.values(), key=_median_time))
 
 
 def speedups(trials: Iterable[Trial], over: str = "best baseline") -> list[Speedup]:
@@ -179,6 +179,10 @@ def _pooled(group: Sequence[Trial], metric: str) -> float:
     return median(t.metrics[metric].value for t in group)
 
 
+def _median_time(group: Iterable[Trial]) -> float:
+    return _pooled(tuple(group), "time")
+
+
 def _where(trial: Trial) -> str:
     return f"{trial.workload}({', '.join(f'{k}={v}' for k, v in trial.params.items())}) {trial.dtype} on {trial.device or trial.target}"
 
@@ -212,7 +216,7 @@ def _paired(ones: Trials, others: Trials, metric: str, choices: int) -> Ratio:
 
 def _one_process(a: Trial, b: Trial, metric: str, level: float) -> tuple[float, float, float]:
     if metric in a.samples and len(a.samples[metric]) == len(b.samples.get(metric, ())):
-        return stats.ratio_interval(a.samples[metric], b.samples[metric], level)
+        return stats.sequential_verdict(a.samples[metric], b.samples[metric], level)[:3]
     if b.metrics[metric].value == 0:
         raise Incomparable(f"{metric!r} of {b.label!r} is 0, so there is no ratio over it")
     value = a.metrics[metric].value / b.metrics[metric].value
