@@ -1,7 +1,7 @@
 """Softmax and GELU kernels on a CUDA device: correct first, then launch variants against a copy and torch.compile.
 
-    python benchmarks/kernels_on_gpu.py            # about 3 minutes; TRITON_INTERPRET must not be set
-    python benchmarks/kernels_on_gpu.py --check    # correctness alone
+    PYTHONPATH=. python benchmarks/kernels_on_gpu.py            # about 3 minutes; TRITON_INTERPRET must not be set
+    PYTHONPATH=. python benchmarks/kernels_on_gpu.py --check    # correctness alone
 
 Prints one line per variant: median time of triton.testing.do_bench (L2 flushed), bytes moved per second, the share of a copy
 of the same bytes, and the speedup over the best torch.compile. "*" marks the launch that the module chooses by itself.

@@ -97,8 +97,10 @@ def _floating_to(tree: Any, dtype: torch.dtype) -> Any:
     def convert(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.dtype.is_floating_point:
             return tensor.clone()
-        copied = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=tensor.device)
-        return copied.copy_(tensor.detach()).requires_grad_(tensor.requires_grad)
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        memory = tensor.detach().as_strided((extent if tensor.numel() else 0,), (1,))
+        copied = memory.to(dtype, copy=True).as_strided(tensor.shape, tensor.stride())
+        return copied.requires_grad_(tensor.requires_grad)
 
     return pytree.tree_map_only(torch.Tensor, convert, tree)
 
@@ -151,7 +153,7 @@ def assert_close_to_oracle(
             message = f"{name}[{', '.join(map(str, index))}]: {values}; scaled error {error:.3g}, limit {limit:.3g}"
             failures.append((error / limit if limit else math.inf, f"{message} for {dtype_name(got.dtype)}"))
     if failures:
-        count = f" ({len(failures)} of {len(output)} leaves are beyond their limit)" if len(output) > 1 else ""
+        count = f" ({len(failures)} of {len(output)} leaves are beyond their limit)" if len(failures) > 1 else ""
         raise AssertionError(max(failures)[1] + count)
 
 

@@ -237,8 +237,8 @@ def triton_softmax(x: torch.Tensor) -> torch.Tensor:
     """Softmax over the last dimension in one read and one write; any shape, float16, bfloat16, float32 or float64.
 
     The output is contiguous. An input whose last dimension is not adjacent in memory, or whose leading dimensions do not
-    collapse into one stride, is copied first. Raises Unsupported for other dtypes and devices. Gradients, torch.compile
-    and vmap work through it; second derivatives do not.
+    collapse into one stride, is copied first. Raises Unsupported for other dtypes and devices. autograd, torch.compile and
+    vmap work through it; second derivatives and torch.func.grad do not (a custom operator has no rule for them).
     """
     kernels.check("softmax", x)
     y = kernels.output_like(x)
