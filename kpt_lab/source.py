@@ -11,21 +11,24 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib
 import inspect
 import sys
 import textwrap
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from kpt_lab.core import Technique, Workload, stack
+from kpt_lab.core import Technique, Workload
+from kpt_lab.pickled import is_pickle, pickled
+from kpt_lab.place import closure, locate, resolve
 from kpt_lab.syntax import Facts, Module, facts_of, is_library, module_source, strip_docstrings
 
 VOCABULARY = "kpt_lab.core"
 """Classes of this module count by name: they carry a technique and don't change what it computes."""
+
+__all__ = ["locate", "reaches", "resolve", "source_hash"]
 
 _STOPS = {"torch", "triton", "numpy", "builtins"}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
@@ -39,84 +42,6 @@ def source_hash(obj: Any) -> str:
     walk = _Walk()
     walk.add_object(obj)
     return hashlib.sha256("\n".join(sorted(walk.items)).encode()).hexdigest()[:12]
-
-
-def locate(obj: Technique | Workload) -> str:
-    """ "module:attribute" where the Technique or Workload stands, bound or not, or "" where no importable module holds it.
-
-    A stack that has no name of its own gives its parts' places, joined by " >> ".
-    """
-    for module in _modules_of(obj):
-        for name, value in list(vars(module).items()):
-            if type(value) is type(obj) and _is_form_of(value, obj):
-                return f"{module.__name__}:{name}"
-    if isinstance(obj, Technique) and obj.parts:
-        places = [locate(part) for part in obj.parts]
-        if all(places) and all(resolve(at).knobs == part.knobs for at, part in zip(places, obj.parts, strict=True)):
-            return " >> ".join(places)
-    return ""
-
-
-def resolve(at: str) -> Any:
-    """What `locate` found: "module:attribute", or several joined by " >> "; ValueError names the part that isn't there."""
-    if " >> " in at:
-        return stack(*(resolve(part) for part in at.split(" >> ")))
-    name, colon, attribute = at.partition(":")
-    if not (name and colon and attribute):
-        raise ValueError(f"at is {at!r}; accepted is 'module:attribute', such as 'kpt_lab.baselines:eager'")
-    try:
-        return functools.reduce(getattr, attribute.split("."), importlib.import_module(name))
-    except ImportError as error:
-        raise ValueError(f"at is {at!r}, but module {name!r} can't be imported: {error}") from error
-    except AttributeError as error:
-        raise ValueError(f"at is {at!r}, but module {name!r} has no {attribute!r}") from error
-
-
-def _is_form_of(found: Any, obj: Any) -> bool:
-    if isinstance(found, Workload):
-        return found.name == obj.name and found.make is obj.make
-    same_parts = len(found.parts) == len(obj.parts) and all(a is b for a, b in zip(found.parts, obj.parts, strict=True))
-    return found.name == obj.name and same_parts and (found.apply is obj.apply or bool(found.parts))
-
-
-def _modules_of(obj: Technique | Workload) -> Iterator[types.ModuleType]:
-    """Modules whose functions `apply` or `make` is made of, then all others of kpt_lab that are loaded."""
-    names = dict.fromkeys(_function_modules(obj.apply if isinstance(obj, Technique) else obj.make, set()))
-    names |= dict.fromkeys(sorted(name for name in sys.modules if name.startswith("kpt_lab.")))
-    for name in names:
-        module = sys.modules.get(name)
-        if module is not None and name != "__main__" and not is_library(name):
-            yield module
-
-
-def _function_modules(value: Any, seen: set[int]) -> Iterator[str]:
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, functools.partial):
-        for inner in (value.func, *value.args, *value.keywords.values()):
-            yield from _function_modules(inner, seen)
-    elif isinstance(value, types.MethodType):
-        yield from _function_modules(value.__func__, seen)
-    elif isinstance(value, types.FunctionType):
-        yield value.__globals__.get("__name__", "")
-        if hasattr(value, "__wrapped__"):
-            yield from _function_modules(value.__wrapped__, seen)
-        for inner in _cells(value).values():
-            yield from _function_modules(inner, seen)
-    elif callable(value) and not isinstance(value, type):
-        yield type(value).__module__
-
-
-def _cells(fn: types.FunctionType) -> dict[str, Any]:
-    """Names and contents of a function's closure; cells that are still empty are left out."""
-    found = {}
-    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
-        try:
-            found[name] = cell.cell_contents
-        except ValueError:
-            continue
-    return found
 
 
 class _Walk:
@@ -133,6 +58,9 @@ class _Walk:
 
     def add_object(self, value: Any, name: str = "") -> None:
         """One value: a function, technique, class, constant or container, under the name that leads to it."""
+        if is_pickle(value):
+            self._add_pickle(value, name)
+            return
         if isinstance(value, _PLAIN):
             self.items.add(f"{name} = {value!r}")
             return
@@ -215,6 +143,18 @@ class _Walk:
         else:
             self.items.add(f"class {kind.__module__}.{kind.__qualname__}")
 
+    def _add_pickle(self, value: bytes, name: str) -> None:
+        """A module as kpt.workload stores it: its classes and settings count, its weights don't."""
+        classes, settings = pickled(value)
+        self.items.add(f"{name} pickle {settings!r}")
+        for home, top in classes:
+            if self._inside(home) and (module := self._module(home)) and top.split(".")[0] in module.bindings:
+                self.add_name(home, top.split(".")[0])
+            elif self._inside(home) and isinstance(live := getattr(sys.modules.get(home), top, None), type):
+                self._add_class(live)
+            else:
+                self.items.add(f"{name} class {home}.{top}")
+
     def _add_function(self, fn: types.FunctionType) -> None:
         home, code = fn.__globals__.get("__name__", ""), fn.__code__
         if hasattr(fn, "__wrapped__"):
@@ -231,7 +171,7 @@ class _Walk:
                 self._add_facts(facts_of(node), home, "<lambda>")
         else:
             self._add_text(fn, code.co_qualname, fn.__globals__)
-        for name, inner in _cells(fn).items():
+        for name, inner in closure(fn).items():
             self.add_object(inner, f"{code.co_qualname}.{name}")
         if "<" in code.co_qualname:  # made anew each time, so its defaults may differ from one to the next
             self.add_object(fn.__defaults__ or (), f"{code.co_qualname}.defaults")
@@ -241,7 +181,7 @@ class _Walk:
         try:
             tree = strip_docstrings(ast.parse(textwrap.dedent(inspect.getsource(value))))
         except (OSError, TypeError, SyntaxError):
-            self._add_code(value, name)
+            self._add_code(value, name, names)
             return
         facts = facts_of(tree)
         self.items.add(f"{name}: {facts.dump}")
@@ -252,13 +192,17 @@ class _Walk:
             else:
                 self.add_object(found, used)
 
-    def _add_code(self, value: Any, name: str) -> None:
+    def _add_code(self, value: Any, name: str, names: Mapping[str, Any]) -> None:
+        """A definition without any text: its compiled code, which depends on Python's version."""
         functions = (
             [value] if isinstance(value, types.FunctionType) else [f for f in vars(value).values() if inspect.isfunction(f)]
         )
         for fn in functions:
             constants = [repr(c) for c in fn.__code__.co_consts if isinstance(c, _PLAIN)]
             self.items.add(f"{name} code {fn.__code__.co_code.hex()} {fn.__code__.co_names} {constants}")
+            for used in fn.__code__.co_names:
+                if used in names:
+                    self.add_object(names[used], used)
 
     # ---- from names in files
 

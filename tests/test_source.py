@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import linecache
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 
 from kpt_lab import baselines
 from kpt_lab.core import Problem, Technique, Workload
+from kpt_lab.models import workload
+from kpt_lab.pickled import pickled
 from kpt_lab.source import locate, reaches, resolve, source_hash
 from kpt_lab.syntax import facts_of, is_library, strip_docstrings
 
@@ -327,8 +330,7 @@ def test_a_definition_of_a_notebook_is_followed_through_live_names(monkeypatch, 
 
     same = build(1, "x")
     assert build(1, "x") == same
-    if has_text:
-        assert len({same, build(2, "x"), build(1, "-x")}) == 3
+    assert len({same, build(2, "x"), build(1, "-x")}) == 3
 
 
 def test_an_imported_name_of_a_library_counts(tmp_path, monkeypatch):
@@ -404,3 +406,67 @@ def test_comments_and_blank_lines_never_reach_the_canonical_text(edit, words, bl
     text = FAST.replace(*CHANGES[edit].get("fast", ("", "")) if "fast" in CHANGES[edit] else ("\0", ""))
     noisy = "\n".join(line + (f"  # {words}" + "\n" * blanks if line.startswith("def ") else "") for line in text.split("\n"))
     assert facts_of(strip_docstrings(ast.parse(noisy))).dump == facts_of(strip_docstrings(ast.parse(text))).dump
+
+
+MODEL = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, width)
+        self.gain = 2.0
+
+    def forward(self, x):
+        return scaled(self.linear(x)) * self.gain
+
+def scaled(x):
+    return x * 2
+
+def loss(output):
+    return output.sum()
+"""
+
+
+def test_a_users_model_counts_by_its_code_and_settings_not_its_weights(tmp_path, monkeypatch):
+    module = from_text(tmp_path, monkeypatch, "fakemodel", MODEL)
+
+    def made(width=4):
+        return source_hash(workload(module.Net(width), torch.ones(2, 3), loss=module.loss))
+
+    before = made()
+    assert made() == before
+    assert made(5) != before
+    seen = {before}
+    for old, new in (("x * 2", "x * 3"), ("self.gain\n", "self.gain + 1\n"), ("output.sum()", "output.mean()")):
+        (tmp_path / "fakemodel.py").write_text(MODEL.replace(old, new))
+        seen.add(made())
+    assert len(seen) == 4
+
+
+def test_pickled_names_are_read_without_running_them():
+    class_names, settings = pickled(pickle.dumps([torch.nn.GELU("tanh"), OrderedThing("red", 17)]))
+    assert ("torch.nn.modules.activation", "GELU") in class_names
+    assert (__name__, "OrderedThing") in class_names
+    assert {"tanh", "red", 17} <= set(settings)
+    assert pickled(pickle.dumps({"a": print}, protocol=2))[0] == [("__builtin__", "print")]
+
+
+class OrderedThing:
+    def __init__(self, color, size):
+        self.color, self.size = color, size
+
+
+@pytest.mark.parametrize("technique", [*baselines.ladder, baselines.cuda_graph, baselines.compiled >> baselines.cuda_graph])
+def test_a_child_process_finds_the_same_place_and_hash(technique):
+    copied = pickle.loads(pickle.dumps(technique))
+    assert locate(copied) == locate(technique) != ""
+    assert source_hash(copied) == source_hash(technique)
+
+
+def test_a_workload_of_a_users_model_is_found_in_its_file(tmp_path, monkeypatch):
+    text = MODEL + "\nimport kpt_lab as kpt\nmodel = kpt.workload(Net(), torch.ones(2, 3))\n"
+    module = from_text(tmp_path, monkeypatch, "fakefile", text)
+    copied = pickle.loads(pickle.dumps(module.model))
+    assert locate(copied) == locate(module.model(mode="step")) == "fakefile:model"
+    assert source_hash(copied) == source_hash(module.model)
