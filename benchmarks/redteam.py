@@ -56,15 +56,17 @@ def sentence(technique: Technique) -> str:
 
 
 def run_cheats(options: argparse.Namespace) -> list[Row]:
-    """Every cheat that this device can run, once."""
-    rows = []
+    """Every cheat that this device can run, `cheat_runs` times with different seeds; the first and every escape are printed."""
+    rows: list[Row] = []
     for technique in chosen(red.cheats, options):
-        trial, cell = run(technique, options.device, options.budget, 0, options.processes)
-        escape = "" if trial.status in NO_VERDICT else red.escape(trial, cell)
-        row = Row(technique.name, sentence(technique), trial.status, trial.advice, escape)
-        rows.append(row)
-        mark = "ESCAPED: " + escape if escape else ""
-        print(f"{row.technique:30s} | {row.status:11s} | {row.advice} {mark}", flush=True)
+        for seed in range(options.cheat_runs):
+            trial, cell = run(technique, options.device, options.budget, seed, options.processes)
+            escape = "" if trial.status in NO_VERDICT else red.escape(trial, cell)
+            row = Row(technique.name, sentence(technique), trial.status, trial.advice, escape, seed)
+            if escape or seed == 0:
+                mark = f"ESCAPED in run {seed}: {escape}" if escape else ""
+                print(f"{row.technique:30s} | {row.status:11s} | {row.advice} {mark}", flush=True)
+            rows.append(row)
     return rows
 
 
@@ -96,6 +98,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds of timing for each cheat")
+    parser.add_argument("--cheat-runs", type=int, default=1, help="how often each cheat is measured; some cheat by dice")
     parser.add_argument("--honest-runs", type=int, default=0, help="how often each honest technique is measured")
     parser.add_argument("--honest-budget", type=float, default=0.2, help="seconds of timing for each honest run")
     parser.add_argument("--processes", type=int, default=0, help="fresh child processes for each; 0 runs in this one")
@@ -118,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     flagged = [row for row in honest if row.escape]
     undecided = [row for row in (*cheats, *honest) if row.status in NO_VERDICT]
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
-    print(f"{name}: {len(caught)} of {len(judged)} cheats caught; {len(flagged)} of {len(honest)} honest runs flagged")
+    print(f"{name}: {len(caught)} of {len(judged)} cheating runs caught; {len(flagged)} of {len(honest)} honest runs flagged")
     if undecided:
         print(f"no verdict: {', '.join(sorted({f'{row.technique} ({row.status}: {row.advice})' for row in undecided}))}")
     if options.out:
@@ -133,6 +136,7 @@ def summary(device: str, options: argparse.Namespace, cheats: list[Row], honest:
         "device": device,
         "torch": torch.__version__,
         "budget": options.budget,
+        "cheat_runs": options.cheat_runs,
         "honest_runs": options.honest_runs,
         "processes": options.processes,
         "cheats": [asdict(row) for row in cheats],
