@@ -29,6 +29,9 @@ _POISON = {
 }
 
 
+_COARSE = (("TF32 or float16", 2.0**-11), ("bfloat16", 2.0**-8), ("float8_e4m3fn", 2.0**-4))
+
+
 class Dishonest(RuntimeError):
     """A candidate was caught at a trick; the message names it."""
 
@@ -286,13 +289,14 @@ def explain_error(found: float, limit: float, output: Any, dtype: torch.dtype, c
         return f"gives NaN where the specification has none; NaN never compares equal here ({size})"
     if clues.get("right_first"):
         return f"right only for the first input ({size})"
-    for name in ("float8_e4m3fn", "bfloat16", "float16", "tf32"):
-        roundoff = 2.0**-11 if name == "tf32" else unit_roundoff(getattr(torch, name))
-        if roundoff > 2 * unit_roundoff(dtype) and 0.05 * roundoff < found < 16 * roundoff:
+    for name, roundoff in _COARSE:
+        if roundoff > 2 * unit_roundoff(dtype) and 0.05 * roundoff < found < 8 * roundoff and found < 0.1:
             return (
-                f"lower precision than it says: {size}, which is what rounding to {name} (unit roundoff {roundoff:.1g}) gives "
-                f"and {str(dtype).removeprefix('torch.')} does not; if that is meant, give it the contract 'lossy'"
+                f"lower precision than it says: {size}, which is what rounding to {name} (unit roundoff {roundoff:.1g}) gives and "
+                f"{str(dtype).removeprefix('torch.')} does not; if that is meant, give it the contract 'lossy'"
             )
+    if found > 1e6:
+        return f"not the specification's result, but values as uninitialised memory holds them ({size})"
     return f"not the specification's result: {size}"
 
 

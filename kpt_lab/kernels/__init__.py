@@ -25,6 +25,7 @@ except ImportError:  # a technique that needs it says so through `requires`
     triton = tl = None
 
 INTERPRETED = triton is not None and is_interpreted()
+SIMULATES = "a GPU, by Triton's interpreter" if INTERPRETED else ""  # its clock is then no time of a kernel's
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ACCESS = 16  # bytes: the widest load or store of one thread
 
