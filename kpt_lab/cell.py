@@ -35,7 +35,7 @@ METHOD = 1
 _AUDIT = 1 / 8  # share of timed calls whose output is checked afterwards, chosen at random
 _SAME_DIRECTION = 0.9  # cosine of a candidate's parameter update with the oracle's; Adam's sign noise costs a few percent
 _AUDITS = (
-    24  # audited calls at least, where a quarter of the budget allows: one call in three skipped then shows but for 1 in 17,000
+    24  # audited calls at least, where an eighth of the budget allows: one call in three skipped then shows but for 1 in 17,000
 )
 _REPEATS = 7  # calls on repeated and on new values in the probe for a cache by value
 _FLUSH_BYTES = 256 * 2**20  # written before a cold call: five times an H100's L2, four times an H200's
@@ -88,6 +88,7 @@ class Runner:
     error: float = 0.0
     limit: float = math.inf
     audits: int = 0
+    threads: list[threading.Thread] = field(default_factory=list)  # that it started
     drawn: tuple[int, int, float] = (0, 0, 0.0)
     strays: int = 0
     status: Status = "ok"
@@ -211,8 +212,8 @@ class _Cell:
         self.flush_buffer: torch.Tensor | None = self._flush_buffer()
         self.environment = {**environment.environment(job.device), "before": environment.clocks(job.device)}
         self.functions = check.functions(timer, check, stats, _Cell, check.Codes(self.problem.fn, job.workload.make))
-        self.threads = threading.enumerate()
         self.settings = check.settings()
+        self.threads = set(threading.enumerate())
 
     def _flush_buffer(self) -> torch.Tensor | None:
         if self.job.cache != "cold":
@@ -248,6 +249,7 @@ class _Cell:
                 runner.driven, runner.parts, runner.reference = built.driven, built.parts, self.reference
                 if technique.contract == "lossy" and technique.definition:
                     runner.reference = self._definition(technique)
+                self._adopt(runner)
                 self._untouched()
             self._agree(runner)
         if self.cost and self.cost.bytes >= 2 and self.cost.bytes < 2**33:
@@ -333,7 +335,8 @@ class _Cell:
             if self._like is not None:
                 check.litter(self._like)
             output = runner.step(*runner.buffers)
-            self._settled(output)
+            self._adopt(runner)
+            self._settled(runner, output)
             reference = oracle(self.sets[k])
             self._judge(runner, output, reference, draw, limit, found)
         if stateful and limit < math.inf:
@@ -452,6 +455,12 @@ class _Cell:
             )
         return elapsed, runner.host_ns, output
 
+    def _adopt(self, runner: Runner) -> None:
+        """Remember which threads have appeared while this runner had the floor."""
+        if started := check.new_threads(self.threads):
+            runner.threads += started
+            self.threads |= set(started)
+
     def _write(self, runner: Runner, draw: tuple[int, int, float]) -> None:
         check.fresh(runner.buffers, self.sets, draw)
         runner.drawn = draw
@@ -479,11 +488,11 @@ class _Cell:
 
     # -- audits --------------------------------------------------------------------------------------------------------------
 
-    def _settled(self, output: Any) -> None:
+    def _settled(self, runner: Runner, output: Any) -> None:
         """Raise Dishonest when the output changes after the call has returned, or a thread of the candidate's goes on working."""
         tensors = check.plain_tensors(output)
         first = [t.detach().clone() for t in tensors]
-        started = check.new_threads(self.threads)
+        started = [thread for thread in runner.threads if thread.is_alive()]
         seen = [check.positions(started)]
         if self.on_cuda:
             timer.wait()
@@ -503,9 +512,10 @@ class _Cell:
 
     def _audit(self, runner: Runner, output: Any) -> None:
         """Check a timed call's output against its reference on the same values, recomputed now."""
+        self._adopt(runner)
         if runner is self.copy or runner is self.reference:
             return
-        self._settled(output)
+        self._settled(runner, output)
         self._untouched()
         runner.audits += 1
         if runner.reset or self.job.workload.random or runner.technique.contract == "random":
@@ -542,7 +552,7 @@ class _Cell:
                         "which a user's new inputs never hit"
                     )
                 start = timer.now()
-                while runner.audits < _AUDITS and (runner.audits < 3 or (timer.now() - start) / 1e9 < self.job.budget / 4):
+                while runner.audits < _AUDITS and (runner.audits < 3 or (timer.now() - start) / 1e9 < self.job.budget / 8):
                     output = self._timed(runner, self._draw())[2]
                     self._audit(runner, output)
                     check.poison(output, runner.protected)

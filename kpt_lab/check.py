@@ -421,15 +421,23 @@ def _functions_of(value: Any) -> list[Any]:
 
 
 def new_threads(known: Iterable[threading.Thread]) -> list[threading.Thread]:
-    """Python threads that are alive now and were not before."""
+    """Python threads that are alive now and were not before; torch's own, which its compiler starts, are left out."""
     before = set(known)
-    return [thread for thread in threading.enumerate() if thread not in before]
+    return [thread for thread in threading.enumerate() if thread not in before and not _of_torch(thread)]
+
+
+def _of_torch(thread: threading.Thread) -> bool:
+    target = getattr(thread, "_target", None)
+    return (getattr(target, "__module__", "") or type(thread).__module__).startswith("torch.")
 
 
 def positions(threads: Iterable[threading.Thread]) -> dict[int, tuple[int, int]]:
     """Where each thread stands now: a parked one stays, a working one moves."""
     frames = sys._current_frames()
-    return {t.ident: (id(frames[t.ident]), frames[t.ident].f_lasti) for t in threads if t.ident in frames}
+    try:
+        return {t.ident: (id(frames[t.ident]), frames[t.ident].f_lasti) for t in threads if t.ident in frames}
+    finally:
+        frames.clear()  # it holds this very frame, a cycle that would keep the caller's tensors alive
 
 
 def limit_for(workload: Workload, dtype: torch.dtype, own_error: float) -> float:

@@ -15,7 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,8 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     """What this process runs on, as Trials keep it in `env`; captured once per process and device.
 
     `host` is 12 hex digits of a hash of the machine's id (and the GPU's, on CUDA); `git` is the revision of the package,
-    or of the working folder where the package lies outside a repository, with "+dirty" where tracked files were changed.
+    or of the working folder where the package lies outside a repository, with "+dirty" where tracked files were changed; on a
+    machine that has the files without their repository, the variable KPT_LAB_REVISION says it.
     ValueError where `device` is neither a CPU nor a CUDA device that is here.
     """
     kind = torch.device(device)
@@ -50,7 +50,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         return {**_static(), **_gpu(index), **_threads()}
     if kind.type != "cpu":
         raise ValueError(f"device is {device!r}; accepted are 'cpu' and 'cuda' with an optional index")
-    return {**_static(), "host": _digest(_machine()), "device_name": _static()["cpu"], "driver": "", **_threads()}
+    return {**_static(), "host": _digest(_machine() or _boot()), "device_name": _static()["cpu"], "driver": "", **_threads()}
 
 
 def clocks(device: str = "cpu") -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _static() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "git": _git(PACKAGE, "core.py") or _git(Path.cwd(), "."),
+        "git": os.environ.get("KPT_LAB_REVISION") or _git(PACKAGE, "core.py") or _git(Path.cwd(), "."),
         "kpt_lab": _version("kpt-lab"),
     }
 
@@ -137,7 +137,12 @@ def _machine() -> str:
         found = re.search(r'"IOPlatformUUID" = "([^"]+)"', _output("ioreg", "-rd1", "-c", "IOPlatformExpertDevice") or "")
         if found:
             return found[1]
-    return str(uuid.getnode())
+    return ""
+
+
+def _boot() -> str:
+    """Identity of the running system where the machine has none of its own: equal for all processes until it restarts."""
+    return _read("/proc/sys/kernel/random/boot_id").strip() or platform.node()
 
 
 def _cpu_model() -> str:
