@@ -1,4 +1,4 @@
-"""Lets nbval compare Plotly figures by their numbers instead of their bytes.
+"""Lets nbval compare Plotly figures by their numbers instead of their bytes, and run notebooks without Triton's interpreter.
 
 Plotly stores arrays as base64 of their bytes ("bdata"), so that a difference in the last bit of one value, as between
 two CPUs, fails a comparison of strings. Here such arrays are decoded and compared with a tolerance relative to the
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from nbval.plugin import IPyNbCell
+from nbval.plugin import IPyNbCell, IPyNbFile
 
 PLOTLY = "application/vnd.plotly.v1+json"
 # A few hundred roundoffs: what another order of summation does to float64 and float32, invisible in a plot.
@@ -78,3 +79,17 @@ def compare_outputs(cell: IPyNbCell, test: Any, ref: Any, skip_compare: Any = No
 
 _compare_outputs = IPyNbCell.compare_outputs
 IPyNbCell.compare_outputs = compare_outputs
+
+
+def setup(notebook: IPyNbFile) -> None:
+    """Start the kernel as a reader has it: without Triton's interpreter, which tests/conftest.py chooses for its own process."""
+    chosen = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        _setup(notebook)
+    finally:
+        if chosen is not None:
+            os.environ["TRITON_INTERPRET"] = chosen
+
+
+_setup = IPyNbFile.setup
+IPyNbFile.setup = setup

@@ -1,0 +1,86 @@
+"""What the stored notebooks say: no number typed in prose, and recorded answers that follow from the records beside them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+import kpt_lab as kpt
+from kpt_lab import pitfalls
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(path for path in ROOT.glob("notebooks/**/*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+TRUST = ROOT / "notebooks/phase1/01_can_you_trust_a_speedup.ipynb"
+# what may hold digits: code, links, names with digits, the parts' and exercises' numbers, and everything after "References"
+ALLOWED = re.compile(r"`[^`]*`|\[[^]]*\]\([^)]*\)|\b(?:H100|float\d+|bfloat16)\b|^#+ .*$|^\d+\. ", re.MULTILINE)
+
+
+def typed_numbers(source: str) -> list[str]:
+    """The numbers in a Markdown cell's prose."""
+    return re.findall(r"\S*\d\S*", ALLOWED.sub("", source.split("## References")[0]))
+
+
+def outputs(notebook: NotebookNode, name: str) -> str:
+    """The text that a stored cell shows, its Markdown first."""
+    (cell,) = [cell for cell in notebook.cells if cell.id == name]
+    texts = [o.get("text", "") or o.data.get("text/markdown") or o.data.get("text/plain", "") for o in cell.outputs]
+    return "".join(texts)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_number_is_typed_in_prose(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    found = {cell.id: typed_numbers(cell.source) for cell in notebook.cells if cell.cell_type == "markdown"}
+    assert {name: numbers for name, numbers in found.items() if numbers} == {}
+
+
+@pytest.mark.parametrize(
+    ("prose", "numbers"),
+    [
+        ("It is 1.5x faster", ["1.5x"]),
+        ("## Step 2\n1. Set `n = 3` on an H100\n[01 A map](phase1/01.ipynb)\n## References\nPLDI 2009", []),
+        ("about 20% of 5 runs", ["20%", "5"]),
+    ],
+)
+def test_typed_numbers_are_found(prose: str, numbers: list[str]) -> None:
+    assert typed_numbers(prose) == numbers
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_nbval_reads_its_markers(path: Path) -> None:
+    """A marker with anything behind it is a plain comment to nbval, which then compares timings."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        marked = [line for line in cell.source.splitlines() if "NBVAL_" in line]
+        assert all(re.fullmatch(r"# NBVAL_(IGNORE_OUTPUT|CHECK_OUTPUT|RAISES_EXCEPTION|SKIP)", line) for line in marked), (
+            cell.id
+        )
+
+
+def test_the_answer_about_restarts_follows_from_its_records() -> None:
+    restarts = kpt.load(TRUST.parent / "results/restarts")
+    processes = sorted({trial.process for trial in restarts})
+    assert len(processes) >= 6
+    told = outputs(nbformat.read(TRUST, as_version=4), "answer")
+    for name in ("torch.compile", pitfalls.again.label):
+        values = [
+            kpt.speedup(restarts.where(process=k, label=name), restarts.where(process=k, label="eager")).value
+            for k in processes
+        ]
+        assert f"from {min(values):.2f}x to {max(values):.2f}x" in told
+    assert f"over {len(processes)} restarts" in told
+
+
+def test_every_cheat_on_the_page_was_caught() -> None:
+    lines = outputs(nbformat.read(TRUST, as_version=4), "cheats").splitlines()[2:]
+    assert len(lines) >= 3
+    assert all(line.split("|")[3].strip() in ("wrong", "rejected") for line in lines)
+
+
+def test_the_simulated_count_is_what_the_library_gives() -> None:
+    told = outputs(nbformat.read(TRUST, as_version=4), "chosen")
+    found = [pitfalls.chosen_winner_is_faster(20, range(500), corrected=c, blocks=30) for c in (False, True)]
+    assert f"called faster in {found[0]} of 500 experiments, corrected in {found[1]}" in told
