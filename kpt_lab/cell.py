@@ -37,9 +37,9 @@ _SAME_DIRECTION = 0.9  # cosine of a candidate's parameter update with the oracl
 _AUDITS = (
     24  # audited calls at least, where an eighth of the budget allows: one call in three skipped then shows but for 1 in 17,000
 )
-_REPEATS = 7  # calls on repeated and on new values in the probe for a cache by value
+_REPEATS = 15  # pairs of calls on repeated and on new values in the probe for a cache by value
 _FLUSH_BYTES = 256 * 2**20  # written before a cold call: five times an H100's L2, four times an H200's
-_STRAYS = 5  # calls, nearly in a row, after which the device was still busy: a busy host makes single ones look so
+_STRAYS = 8  # calls in a row after which the device was busy for half their time again: a busy host makes single ones look so
 _SLACK = {"cpu": 0.8, "cuda": 0.92}  # a probed ceiling may be beaten a little; an H100's clock goes 8% above its data sheet's
 
 
@@ -447,7 +447,7 @@ class _Cell:
         self.ranks.barrier()
         self._flush()
         elapsed, stray, output = timer.device_on_cuda(runner.step, runner.buffers, runner.host_ns)
-        runner.strays = runner.strays + 1 if stray else max(0, runner.strays - 2)
+        runner.strays = runner.strays + 1 if 2 * stray > elapsed else 0
         if runner.strays >= _STRAYS and runner in self.runners:
             raise Dishonest(
                 "left work on a side stream: the device was still busy after the current stream had finished, so the clock "
@@ -563,15 +563,15 @@ class _Cell:
         new: list[int] = []
         rewritten: list[int] = []
         untouched: list[int] = []
-        for _ in range(_REPEATS):
+        start = timer.now()
+        while len(new) < _REPEATS and (len(new) < 7 or (timer.now() - start) / 1e9 < self.job.budget / 8):
             check.poison(self._timed(runner, self._draw())[2], runner.protected)  # so that all follow the same kind of call
             draw = self._draw()
             for times in (new, rewritten, untouched):
                 elapsed, _, output = self._timed(runner, draw, write=times is not untouched)
                 times.append(elapsed)
                 check.poison(output, runner.protected)
-        most = _REPEATS - 1  # of the pairs: noise rarely makes one call a fifth faster, and six of seven practically never
-        return any(sum(a < 0.8 * b for a, b in zip(again, new, strict=True)) >= most for again in (rewritten, untouched))
+        return _mostly_faster(rewritten, new) or _mostly_faster(untouched, new)
 
     # -- results --------------------------------------------------------------------------------------------------------------
 
@@ -683,6 +683,12 @@ class _Cell:
             cell=job.cell, process=job.process, chosen=chosen,
             source=hashes(job.workload, None if runner is self.copy else technique), env=self.environment,
         )  # fmt: skip
+
+
+def _mostly_faster(again: Sequence[int], new: Sequence[int]) -> bool:
+    """Whether all pairs but one are faster, and by a tenth in the middle: noise practically never looks like that."""
+    ratios = [a / max(b, 1) for a, b in zip(again, new, strict=True)]
+    return median(ratios) < 0.9 and sum(ratio < 0.93 for ratio in ratios) >= len(ratios) - 1
 
 
 def _seconds(samples: Sequence[int]) -> Metric:

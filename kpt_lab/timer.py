@@ -16,7 +16,7 @@ _clock = time.perf_counter_ns
 _sleep = time.sleep
 _record, _elapsed, wait = torch.cuda.Event.record, torch.cuda.Event.elapsed_time, torch.cuda.synchronize
 
-_STRAY_NS = 60_000  # a device that is busy this long after the current stream is idle ran something elsewhere
+_STRAY_NS = 200_000  # a device that is busy this long after the current stream is idle ran something elsewhere
 _CYCLES = 2  # of the busy-wait kernel per nanosecond of the host's launching; an H100 makes about two
 
 
