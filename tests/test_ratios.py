@@ -163,7 +163,7 @@ def test_a_ratio_over_zero_is_refused_with_a_sentence(metric):
 
 def test_measured_memory_over_zero_is_refused_with_a_sentence():
     held = [timed(name, flat(10), metrics={"memory.held": Metric(b, "B", "measured")}) for name, b in (("a", 8.0), ("b", 0.0))]
-    with pytest.raises(Incomparable, match="'memory.held' of 'b' is 0"):
+    with pytest.raises(Incomparable, match=r"'memory\.held' of 'b' is 0"):
         compare(*held, "memory.held")
 
 
@@ -177,6 +177,13 @@ def test_direction_a_speedup_above_one_is_a_win_and_compare_is_the_plain_ratio()
     assert compare(FAST, SLOW).value == pytest.approx(0.5)
     assert speedup(FAST, over=FAST).verdict == "SAME"
     assert (speedup(FAST, over=SLOW).processes, speedup(FAST, over=SLOW).blocks) == (1, 40)
+
+
+@pytest.mark.xfail(strict=True, reason="verdict() reads every ratio as a speedup, also one of bytes or of times the other way")
+def test_only_a_speedup_is_called_faster():
+    small, large = (timed("a", flat(10), metrics={"memory.peak": Metric(b, "B", "measured")}) for b in (8.0, 16.0))
+    assert compare(large, small, "memory.peak").verdict not in ("FASTER", "SLOWER")  # one number each, without an interval
+    assert compare(SLOW, FAST).verdict != "FASTER"
 
 
 def test_pairs_are_formed_by_position_not_by_medians():
@@ -267,7 +274,7 @@ def test_best_baseline_has_the_lowest_median_pooled_over_processes_among_those_t
     broken = processes("broken", [50, 50, 50], baseline=True, status="wrong", advice="no")
     assert {t.label for t in best_baseline(lucky + steady + ours + broken)} == {"steady"}
     assert len(best_baseline(lucky + steady + ours + broken)) == 3
-    with pytest.raises(Incomparable, match="no baseline that ran: add one of kpt_lab.baselines"):
+    with pytest.raises(Incomparable, match=r"no baseline that ran: add one of kpt_lab\.baselines"):
         best_baseline(ours + broken)
 
 
@@ -352,7 +359,7 @@ def test_breakeven_is_never_without_a_gain_and_asks_for_setup_times():
     slow = timed("slow", flat(3000), metrics=setups(16.0))
     assert breakeven(slow, over=timed("eager", flat(1000))) == math.inf
     assert breakeven(slow, over=timed("eager", flat(3000))) == math.inf
-    with pytest.raises(Incomparable, match="has no metric 'setup_time.cold'"):
+    with pytest.raises(Incomparable, match=r"has no metric 'setup_time\.cold'"):
         breakeven(FAST, over=SLOW)
 
 
