@@ -2,6 +2,7 @@
 
     python benchmarks/redteam.py --device cpu
     python benchmarks/redteam.py --device cuda --honest-runs 100 --out redteam.json
+    python benchmarks/redteam.py --afterwards --cheat-runs 5    # the six cheats written after the harness was finished
 
 Exits with 1 if a cheat escapes (its status is neither rejected nor wrong, or the advice doesn't name the trick) or an honest
 technique is flagged, and with 2 if a technique that this device can run gave no verdict at all.
@@ -13,6 +14,7 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,12 +43,12 @@ class Row:
     run: int = 0
 
 
-def run(technique: Technique, device: str, budget: float, seed: int, processes: int) -> tuple[Trial, Trials]:
+def run(
+    technique: Technique, device: str, budget: float, seed: int, processes: int, size: Mapping[str, int]
+) -> tuple[Trial, Trials]:
     """Measure one technique beside eager, and put back whatever it changed in the process: its Trial, and those of the cell."""
     with red.undone():
-        trials = measure(
-            red.target, [eager, technique], device=device, budget=budget, seed=seed, processes=processes, **red.SIZES[device]
-        )
+        trials = measure(red.target, [eager, technique], device=device, budget=budget, seed=seed, processes=processes, **size)
     return trials.where(technique=technique.name)[0], trials
 
 
@@ -58,9 +60,9 @@ def sentence(technique: Technique) -> str:
 def run_cheats(options: argparse.Namespace) -> list[Row]:
     """Every cheat that this device can run, `cheat_runs` times with different seeds; the first and every escape are printed."""
     rows: list[Row] = []
-    for technique in chosen(red.cheats, options):
+    for technique in chosen(red.afterwards if options.afterwards else red.cheats, options):
         for seed in range(options.cheat_runs):
-            trial, cell = run(technique, options.device, options.budget, seed, options.processes)
+            trial, cell = run(technique, options.device, options.budget, seed, options.processes, sizes(options))
             escape = "" if trial.status in NO_VERDICT else red.escape(trial, cell)
             row = Row(technique.name, sentence(technique), trial.status, trial.advice, escape, seed)
             if escape or seed == 0:
@@ -75,7 +77,7 @@ def run_honest(options: argparse.Namespace) -> list[Row]:
     rows = []
     for technique in chosen(red.honest, options):
         for seed in range(options.honest_runs):
-            trial, _ = run(technique, options.device, options.honest_budget, seed, options.processes)
+            trial, _ = run(technique, options.device, options.honest_budget, seed, options.processes, sizes(options))
             flagged = "" if trial.status in ("ok", *NO_VERDICT) else f"flagged as {trial.status}"
             rows.append(Row(technique.name, sentence(technique), trial.status, trial.advice, flagged, seed))
         mine = [row for row in rows if row.technique == technique.name]
@@ -93,10 +95,19 @@ def chosen(techniques: tuple[Technique, ...], options: argparse.Namespace) -> li
     return [t for t in able if not options.only or t.name in options.only]
 
 
+def sizes(options: argparse.Namespace) -> dict[str, int]:
+    """The workload's parameters: the device's own, except where --rows or --cols says otherwise."""
+    given = {"rows": options.rows, "cols": options.cols}
+    return {**red.SIZES[options.device], **{name: value for name, value in given.items() if value}}
+
+
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--afterwards", action="store_true", help="measure the cheats written afterwards instead of the others")
+    parser.add_argument("--rows", type=int, help="rows of the workload; small ones are far from the hardware's bound")
+    parser.add_argument("--cols", type=int, help="columns of the workload")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds of timing for each cheat")
     parser.add_argument("--cheat-runs", type=int, default=1, help="how often each cheat is measured; some cheat by dice")
     parser.add_argument("--honest-runs", type=int, default=0, help="how often each honest technique is measured")
@@ -107,8 +118,11 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, but torch finds no usable CUDA device here; pass --device cpu")
-    if unknown := set(options.only) - {t.name for t in (*red.cheats, *red.honest)}:
-        parser.error(f"--only names {sorted(unknown)}; accepted are {[t.name for t in (*red.cheats, *red.honest)]}")
+    names = [t.name for t in (*(red.afterwards if options.afterwards else red.cheats), *red.honest)]
+    if unknown := set(options.only) - set(names):
+        parser.error(f"--only names {sorted(unknown)}; accepted are {names}")
+    if any(given is not None and given < 2 for given in (options.rows, options.cols)):
+        parser.error(f"--rows is {options.rows} and --cols is {options.cols}; accepted are whole numbers of 2 or more")
     return options
 
 
@@ -135,6 +149,8 @@ def summary(device: str, options: argparse.Namespace, cheats: list[Row], honest:
     return {
         "device": device,
         "torch": torch.__version__,
+        "afterwards": options.afterwards,
+        "size": sizes(options),
         "budget": options.budget,
         "cheat_runs": options.cheat_runs,
         "honest_runs": options.honest_runs,

@@ -289,7 +289,7 @@ def test_every_cheat_has_a_sentence_and_keywords():
     assert len({t.name for t in (*red.cheats, *red.honest)}) == len(red.cheats) + len(red.honest)
     for technique in (*red.cheats, *red.honest):
         assert technique.apply.__doc__.strip().endswith(".")
-    assert set(red.keywords) == {t.name for t in red.cheats}
+    assert set(red.keywords) == {t.name for t in (*red.cheats, *red.afterwards)}
     assert all(word and word == word.lower() for words in red.keywords.values() for word in words)
 
 

@@ -1,7 +1,8 @@
 """The red team: techniques that cheat, which `measure` must catch, and unusual honest ones, which it must not.
 
 A Trial of each of `cheats` must come out "rejected" or "wrong" with advice that names the trick (`escape` says whether it
-did); a Trial of each of `honest` must come out "ok". A technique's `apply.__doc__` says in a sentence what it does. Those that
+did); a Trial of each of `honest` must come out "ok". `afterwards` are six more cheats, written when the harness was finished;
+docs/redteam.md says which of them it caught unchanged. A technique's `apply.__doc__` says in a sentence what it does. Those that
 tamper with the process leave traces: run them by hand inside `undone()`.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kpt_lab.core import Technique, Trial
+from kpt_lab.redteam import afterwards as _afterwards
 from kpt_lab.redteam import forged as _forged
 from kpt_lab.redteam import honest as _honest
 from kpt_lab.redteam import late as _late
@@ -18,7 +20,7 @@ from kpt_lab.redteam import tampered as _tampered
 from kpt_lab.redteam.tampered import undone
 from kpt_lab.redteam.workload import SIZES, target
 
-__all__ = ["SIZES", "cheats", "escape", "honest", "keywords", "target", "undone"]
+__all__ = ["SIZES", "afterwards", "cheats", "escape", "honest", "keywords", "target", "undone"]
 
 _NOT_IN_TIMED_CALLS = ("timed call", "while timed", "when timed", "first calls", "once it was checked")
 _CACHE = ("cache", "repeated values", "seen before")
@@ -60,8 +62,18 @@ _TRICKS: tuple[tuple[Technique, tuple[str, ...]], ...] = (
     (_tampered.disarmed_checks, ("_audit", "_judge", "compare")),
 )
 
+_WRITTEN_AFTERWARDS: tuple[tuple[Technique, tuple[str, ...]], ...] = (
+    (_afterwards.interop_future, ("thread", "after the call")),
+    (_afterwards.works_ahead, ("hook", "outside the clock")),
+    (_afterwards.packed_weights, ("first input", "earlier call", "cached")),
+    (_afterwards.knows_the_blend, ("blend", "work was skipped")),
+    (_afterwards.edits_the_record, ("record", "samples")),
+    (_afterwards.others_on_one_core, ("affinity", "core")),
+)
+
 cheats: tuple[Technique, ...] = tuple(technique for technique, _ in _TRICKS)
-keywords: Mapping[str, tuple[str, ...]] = {technique.name: words for technique, words in _TRICKS}
+afterwards: tuple[Technique, ...] = tuple(technique for technique, _ in _WRITTEN_AFTERWARDS)
+keywords: Mapping[str, tuple[str, ...]] = {technique.name: words for technique, words in (*_TRICKS, *_WRITTEN_AFTERWARDS)}
 """What the advice must contain, without regard to case, for it to name the trick: one of these, by the technique's name."""
 
 honest: tuple[Technique, ...] = (
