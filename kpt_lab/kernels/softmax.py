@@ -87,7 +87,7 @@ def _forward_rows(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     mask = (row < rows) & (column < groups * VEC)
-    x = tl.load(x_ptr + row * stride * VEC + column, mask=mask, other=-float("inf"), eviction_policy="evict_first")
+    x = tl.load(x_ptr + row * stride * VEC + column, mask=mask, other=-float("inf"))  # evict_first costs 3 to 5% on an H100
     largest = tl.max(x.to(WIDE), axis=1, keep_dims=True)
     if PACKED:  # two exponentials an element cost less here than holding a row of float32
         x = _forget(x, PACKED)
@@ -192,8 +192,8 @@ def launch_for(cols: int, itemsize: int, tensors: int = 1) -> Launch:
         return Launch(LONG_BLOCK, 1, 16, packed=False, long=True)
     if held <= 2048:  # one warp a program; several rows where a row would leave lanes idle
         return Launch(block, max(1, 512 // block), 1, packed=False, long=False)
-    warps = min(32, max(1, held // 2048))
-    return Launch(block, 1, warps, packed=itemsize == 2 and not kernels.INTERPRETED and held // warps > 2048, long=False)
+    warps = held // 2048 if held <= 8192 else 16 if held <= 65536 else 32
+    return Launch(block, 1, warps, packed=itemsize == 2 and not kernels.INTERPRETED and held > 65536, long=False)
 
 
 def _rows_of(x: torch.Tensor) -> torch.Tensor:
@@ -314,11 +314,9 @@ techniques = (eager, compiled, max_autotune, triton, liger)
 
 record_grid = (
     Recording(forward, {"rows": [16384], "cols": [4096, 8192, 32768]}, "bfloat16", processes=6),
-    Recording(forward, {"rows": [16384], "cols": [1000, 16384]}, "bfloat16"),
-    Recording(forward, {"rows": [8192], "cols": [65536]}, "bfloat16"),
-    Recording(forward, {"rows": [16384], "cols": [4096]}, "float32"),
-    Recording(forward, {"rows": [8192], "cols": [32768]}, "float32"),
+    Recording(forward, {"rows": [8192], "cols": [1000, 16384, 65536]}, "bfloat16"),
     Recording(forward, {"rows": [64], "cols": [131072]}, "bfloat16"),
+    Recording(forward, {"rows": [16384], "cols": [4096]}, "float32"),
     Recording(backward, {"rows": [8192], "cols": [4096, 8192, 32768]}, "bfloat16"),
 )
-"""Twelve cells: the headline ones in six processes; the last forward one is where a row that is never split should lose."""
+"""Eleven cells: the headline ones in six processes; 64 rows are where a row that is never split should lose."""
