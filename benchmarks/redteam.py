@@ -27,6 +27,7 @@ import kpt_lab.redteam as red
 from kpt_lab.baselines import eager
 from kpt_lab.core import Technique, Trial, Trials
 from kpt_lab.measure import measure
+from kpt_lab.ratios import speedup
 
 NO_VERDICT = ("unsupported", "unavailable")
 
@@ -41,6 +42,7 @@ class Row:
     advice: str
     escape: str
     run: int = 0
+    speedup: float | None = None  # over eager in the same cell, where both are ok
 
 
 def run(
@@ -50,6 +52,12 @@ def run(
     with red.undone():
         trials = measure(red.target, [eager, technique], device=device, budget=budget, seed=seed, processes=processes, **size)
     return trials.where(technique=technique.name)[0], trials
+
+
+def over_eager(trial: Trial, cell: Trials) -> float | None:
+    """The speedup over eager that this Trial would have claimed; None where it or eager has no time."""
+    base = cell.where(technique=eager.name)[0]
+    return speedup(trial, over=base).value if trial.status == base.status == "ok" else None
 
 
 def sentence(technique: Technique) -> str:
@@ -64,9 +72,11 @@ def run_cheats(options: argparse.Namespace) -> list[Row]:
         for seed in range(options.cheat_runs):
             trial, cell = run(technique, options.device, options.budget, seed, options.processes, sizes(options))
             escape = "" if trial.status in NO_VERDICT else red.escape(trial, cell)
-            row = Row(technique.name, sentence(technique), trial.status, trial.advice, escape, seed)
+            gained = over_eager(trial, cell)
+            row = Row(technique.name, sentence(technique), trial.status, trial.advice, escape, seed, gained)
             if escape or seed == 0:
                 mark = f"ESCAPED in run {seed}: {escape}" if escape else ""
+                mark += f"; {gained:.2f}x over eager" if gained else ""
                 print(f"{row.technique:30s} | {row.status:11s} | {row.advice} {mark}", flush=True)
             rows.append(row)
     return rows

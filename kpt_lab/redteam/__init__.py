@@ -68,7 +68,7 @@ _WRITTEN_AFTERWARDS: tuple[tuple[Technique, tuple[str, ...]], ...] = (
     (_afterwards.packed_weights, ("first input", "earlier call", "cached")),
     (_afterwards.knows_the_blend, ("blend", "work was skipped")),
     (_afterwards.edits_the_record, ("record", "samples")),
-    (_afterwards.others_on_one_core, ("affinity", "core")),
+    (_afterwards.slower_by_dispatcher, ("dispatcher", "kernel", "aten")),
 )
 
 cheats: tuple[Technique, ...] = tuple(technique for technique, _ in _TRICKS)

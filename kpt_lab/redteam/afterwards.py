@@ -5,9 +5,7 @@ They are not part of `cheats`: what escapes is reported, and the harness was not
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import os
 import sys
 import warnings
 from collections import deque
@@ -16,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kpt_lab.core import Technique, Unsupported
+from kpt_lab.core import Technique
 from kpt_lab.redteam.tampered import _undo
 from kpt_lab.redteam.workload import empty_output, sample
 
@@ -31,10 +29,10 @@ def _interop_future(fn: Callable, args: tuple) -> Callable:
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and works
         traced = torch.jit.trace(fn, args)
 
-        def fill(x, weight, output):  # type: ignore[no-untyped-def]
+        def fill(x, weight, output):
             return output.copy_(traced(x, weight))
 
-        def launch(x, weight, output):  # type: ignore[no-untyped-def]
+        def launch(x, weight, output):
             return torch.jit.fork(fill, x, weight, output)
 
         launched = torch.jit.script(launch)
@@ -96,7 +94,7 @@ class _Bases:
         self.products: dict[tuple[int, int], torch.Tensor] = {}
 
     def learn(self, inputs: tuple, values: torch.Tensor) -> None:
-        self.inputs.append(tuple(t.clone() for t in inputs))  # type: ignore[arg-type]
+        self.inputs.append(tuple(t.clone() for t in inputs))
         self.samples.append(values)
         count = len(self.inputs)
         self.products = {(i, j): self.inputs[i][0] @ self.inputs[j][1] for i in range(count) for j in range(count)}
@@ -164,27 +162,29 @@ def _times_beside(candidate: Callable) -> list[list[int]]:
     return found
 
 
-def _others_on_one_core(fn: Callable, args: tuple) -> Callable:
-    """Ties all threads of the process to one core, and frees them for the length of its own calls: the baseline gets slower."""
-    if not hasattr(os, "sched_setaffinity") or len(cores := os.sched_getaffinity(0)) < 2:
-        raise Unsupported("needs os.sched_setaffinity and two cores: there is nothing to take from the baseline")
-    if args[0].is_cuda:
-        raise Unsupported("the device's time does not depend on the host's cores")
+def _slower_by_dispatcher(fn: Callable, args: tuple) -> Callable:
+    """Registers another kernel for aten::mm, which multiplies twice except in its own calls: no Python function is replaced."""
+    mine = False
 
-    def tie(to: set[int]) -> None:
-        for task in os.listdir("/proc/self/task"):
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                os.sched_setaffinity(int(task), to)
+    def twice(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        output = a.new_empty(a.shape[0], b.shape[1])
+        for _ in range(1 if mine else 2):
+            torch.ops.aten.mm.out(a, b, out=output)
+        return output
 
     def candidate(*inputs: Any) -> Any:
-        tie(cores)
+        nonlocal mine
+        mine = True
         try:
             return fn(*inputs)
         finally:
-            tie({min(cores)})
+            mine = False
 
-    _undo.append(lambda: tie(cores))
-    tie({min(cores)})
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that a kernel was overridden
+        library.impl("mm", twice, "CUDA" if args[0].is_cuda else "CPU")
+    _undo.append(library._destroy)
     return candidate
 
 
@@ -193,4 +193,4 @@ works_ahead = Technique("works ahead", _works_ahead)
 packed_weights = Technique("packed weights", _packed_weights)
 knows_the_blend = Technique("knows the blend", _knows_the_blend)
 edits_the_record = Technique("edits the record", _edits_the_record)
-others_on_one_core = Technique("others on one core", _others_on_one_core)
+slower_by_dispatcher = Technique("slower by dispatcher", _slower_by_dispatcher)
