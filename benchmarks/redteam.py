@@ -85,7 +85,7 @@ def run_cheats(options: argparse.Namespace) -> list[Row]:
 def run_honest(options: argparse.Namespace) -> list[Row]:
     """Every honest technique, `honest_runs` times with different seeds; `escape` says how it was flagged."""
     rows = []
-    for technique in chosen(red.honest, options):
+    for technique in chosen(red.honest, options) if options.honest_runs else ():
         for seed in range(options.honest_runs):
             trial, _ = run(technique, options.device, options.honest_budget, seed, options.processes, sizes(options))
             flagged = "" if trial.status in ("ok", *NO_VERDICT) else f"flagged as {trial.status}"

@@ -1,5 +1,6 @@
 """The red team: every cheat really cheats and fools a naive benchmark, measure catches it, and honest techniques pass."""
 
+import importlib
 import random
 import threading
 import time
@@ -304,6 +305,98 @@ def test_escape_wants_a_verdict_with_the_trick_and_no_innocent_blamed():
         red.escape(Trial("w", "eager"))
 
 
+# ---- the six written afterwards ----------------------------------------------------------------------------------------------------
+
+AFTERWARDS = {t.name: t for t in red.afterwards}
+ESCAPES = {
+    "knows the blend": "the answer is right for every blend that measure draws, and slower than the bound",
+    "edits the record": "the lists of samples are open to whoever finds them through the garbage collector",
+    "slower by dispatcher": "a kernel registered at torch's dispatcher replaces no Python function",
+}
+
+
+def test_six_cheats_were_written_afterwards_and_stand_apart():
+    assert len(AFTERWARDS) == 6
+    assert not AFTERWARDS.keys() & {t.name for t in (*red.cheats, *red.honest)}
+    assert ESCAPES.keys() < AFTERWARDS.keys()
+    assert all(t.apply.__doc__.strip().endswith(".") for t in red.afterwards)
+
+
+def test_the_inter_op_future_fills_the_output_that_was_returned():
+    p, module = problem(), importlib.import_module("kpt_lab.redteam.afterwards")
+    module.pending.clear()
+    candidate = AFTERWARDS["inter-op future"].apply(p.fn, p.inputs[0])
+    alive = set(threading.enumerate())
+    output = candidate(*p.inputs[1])
+    assert set(threading.enumerate()) == alive
+    assert module.pending.pop().wait().data_ptr() == output.data_ptr()
+    torch.testing.assert_close(output, p.fn(*p.inputs[1]))
+
+
+def test_the_profile_hook_has_the_answer_ready_before_the_call():
+    p = problem()
+    inputs = tuple(t.clone() for t in p.inputs[0])
+    candidate = AFTERWARDS["works ahead"].apply(p.fn, inputs)
+    candidate(*inputs)
+
+    def write():
+        for mine, value in zip(inputs, p.inputs[1], strict=True):
+            mine.copy_(value)
+
+    write()
+    work, output = flops(lambda: candidate(*inputs))
+    assert work == 0
+    assert torch.equal(output, p.fn(*p.inputs[1]))
+
+
+def test_packed_weights_are_right_until_the_weight_changes():
+    p = problem()
+    candidate = AFTERWARDS["packed weights"].apply(p.fn, p.inputs[0])
+    torch.testing.assert_close(candidate(*p.inputs[0]), p.fn(*p.inputs[0]))
+    assert not changed_in_place(AFTERWARDS["packed weights"])
+
+
+def test_a_known_blend_takes_no_product():
+    p = problem()
+    candidate = AFTERWARDS["knows the blend"].apply(p.fn, p.inputs[0])
+    for inputs in p.inputs:
+        candidate(*inputs)
+    blended = tuple(torch.lerp(a, b, 0.3) for a, b in zip(p.inputs[2], p.inputs[0], strict=True))
+    work, output = flops(lambda: candidate(*blended))
+    assert work == 0
+    torch.testing.assert_close(output, p.fn(*blended))
+    other = problem(seed=1).inputs[0]
+    assert flops(lambda: candidate(*other))[0] > 0
+    assert torch.equal(candidate(*other), p.fn(*other))
+
+
+def test_recorded_times_are_found_and_shortened():
+    class Record:
+        pass
+
+    p, record = problem(), Record()
+    record.step = AFTERWARDS["edits the record"].apply(p.fn, p.inputs[0])
+    record.samples = []
+    for _ in range(12):
+        assert torch.equal(record.step(*p.inputs[0]), p.fn(*p.inputs[0]))
+        record.samples.append(1000)
+    assert record.samples == [800] * 11 + [1000]
+
+
+def test_the_dispatcher_multiplies_twice_for_others_only(monkeypatch):
+    p, calls, right = problem(), [], torch.ops.aten.mm.out
+    expected = p.fn(*p.inputs[0])
+    monkeypatch.setattr(torch.ops.aten.mm, "out", lambda *a, **k: calls.append(1) or right(*a, **k))
+    with red.undone():
+        candidate = AFTERWARDS["slower by dispatcher"].apply(p.fn, p.inputs[0])
+        torch.testing.assert_close(candidate(*p.inputs[0]), expected)
+        assert len(calls) == 1
+        torch.testing.assert_close(p.fn(*p.inputs[0]), expected)
+        assert len(calls) == 3
+    p.fn(*p.inputs[0])
+    assert len(calls) == 3
+
+
 # ---- measure against the red team ------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +411,20 @@ def measured(technique, device="cpu"):
 @pytest.mark.parametrize("technique", CPU_CHEATS, ids=lambda t: t.name)
 def test_measure_catches_the_cheat_and_names_the_trick(technique):
     trial, cell = measured(technique)
+    assert not red.escape(trial, cell), f"{red.escape(trial, cell)}: {trial.status}, {trial.advice}"
+
+
+@pytest.mark.parametrize("name", [name for name in AFTERWARDS if name not in ESCAPES])
+def test_measure_catches_the_late_cheat(name):
+    trial, cell = measured(AFTERWARDS[name])
+    assert not red.escape(trial, cell), f"{red.escape(trial, cell)}: {trial.status}, {trial.advice}"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xfail(strict=False, reason=reason)) for name, reason in ESCAPES.items()]
+)
+def test_late_cheats_known_to_escape(name):
+    trial, cell = measured(AFTERWARDS[name])
     assert not red.escape(trial, cell), f"{red.escape(trial, cell)}: {trial.status}, {trial.advice}"
 
 
