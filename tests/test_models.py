@@ -1,6 +1,8 @@
 """kpt.workload: the user's own function or module as a Workload; gradients and steps against torch by hand."""
 
 import copy
+import gc
+import importlib
 from dataclasses import dataclass
 
 import pytest
@@ -25,6 +27,15 @@ class Net(nn.Module):
 
     def forward(self, x, scale=1.0):
         return self.two(torch.tanh(self.one(x))) * scale
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections():
+    """Leave what is imported out of the garbage collections of every cell: they are most of a tiny cell's time."""
+    importlib.import_module("torch._dynamo")  # the first cell would
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
