@@ -72,7 +72,7 @@ class _Walk:
         self._objects[id(value)] = value
         kind = type(value)
         if isinstance(value, Technique):
-            settings = (value.stage, value.on, value.contract, value.simulates)
+            settings = (value.stage, value.on, value.contract, "")  # not simulates, which says where Triton runs today
             self.items.add(f"{name} technique {settings!r}")
             self._add_fields(value, ("apply", "definition", "report", "cost", "knobs", "parts"))
         elif isinstance(value, Workload):
@@ -286,7 +286,10 @@ class _Walk:
 
     def _inside(self, module_name: str) -> bool:
         top = module_name.split(".")[0]
-        return top == "kpt_lab" or top in self._roots or not is_library(module_name)
+        if top == "kpt_lab" or top in self._roots:
+            return True
+        # the package's own code is followed inside the package only: a peer's source isn't on every reader's machine
+        return self._roots != {"kpt_lab"} and not is_library(module_name)
 
     def _module(self, module_name: str) -> Module | None:
         return module_source(module_name) if module_name and self._inside(module_name) else None
