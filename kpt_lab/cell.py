@@ -14,7 +14,7 @@ import math
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from statistics import median
 from typing import Any
@@ -33,6 +33,7 @@ METHOD = 1
 """Version of the measuring method: a Trial of another version is stale."""
 
 _AUDIT = 1 / 8  # share of timed calls whose output is checked afterwards, chosen at random
+_WORTH_NS = 5_000  # a cache by value that saves less than this is not looked for: scheduling alone makes such gaps
 _SAME_DIRECTION = 0.9  # cosine of a candidate's parameter update with the oracle's; Adam's sign noise costs a few percent
 _AUDITS = (
     24  # audited calls at least, where an eighth of the budget allows: one call in three skipped then shows but for 1 in 17,000
@@ -91,6 +92,7 @@ class Runner:
     threads: list[threading.Thread] = field(default_factory=list)  # that it started
     drawn: tuple[int, int, float] = (0, 0, 0.0)
     strays: int = 0
+    total: int = 0  # of the samples as they came, to be compared with what stands in the list later
     status: Status = "ok"
     advice: str = ""
     host_ns: int = 0
@@ -195,7 +197,7 @@ class _Cell:
     """The state of one cell while it is measured."""
 
     def __init__(self, job: Job, say: Callable[[str, str], None], ranks: Alone) -> None:
-        self.job, self.say, self.ranks = job, say, ranks
+        self.job, self.say, self.ranks = replace(job, cell=ranks.decide(job.cell)), say, ranks
         self.on_cuda = job.device.startswith("cuda")
         self.dtype = to_dtype(job.dtype)
         self.dice = random.Random(ranks.decide(f"{job.cell}{job.process}"))
@@ -240,20 +242,24 @@ class _Cell:
             runner = Runner(technique, _nothing, (), set())
             self.runners.append(runner)
             with self._watching(runner):
-                if missing := missing_requirement(technique, self.job.device):
-                    runner.fail("unavailable", missing)
-                    continue
-                problem = self.job.workload.make(**self.job.settings)
-                built = _built(self.job, technique, technique.parts or (technique,), problem, self.sets[0])
-                runner.step, runner.buffers, runner.protected = built.step, built.buffers, built.protected
-                runner.driven, runner.parts, runner.reference = built.driven, built.parts, self.reference
-                if technique.contract == "lossy" and technique.definition:
-                    runner.reference = self._definition(technique)
-                self._adopt(runner)
-                self._untouched()
+                self._prepare_one(runner)
             self._agree(runner)
         if self.cost and self.cost.bytes >= 2 and self.cost.bytes < 2**33:
             self.copy = self._copy_runner(int(self.cost.bytes // 2))
+
+    def _prepare_one(self, runner: Runner) -> None:
+        technique = runner.technique
+        if missing := missing_requirement(technique, self.job.device):
+            runner.fail("unavailable", missing)
+            return
+        problem = self.job.workload.make(**self.job.settings)
+        built = _built(self.job, technique, technique.parts or (technique,), problem, self.sets[0])
+        runner.step, runner.buffers, runner.protected = built.step, built.buffers, built.protected
+        runner.driven, runner.parts, runner.reference = built.driven, built.parts, self.reference
+        if technique.contract == "lossy" and technique.definition:
+            runner.reference = self._definition(technique)
+        self._adopt(runner)
+        self._untouched()
 
     def _definition(self, technique: Technique) -> Runner:
         problem = self.job.workload.make(**self.job.settings)
@@ -270,8 +276,10 @@ class _Cell:
         return _Watch(runner, self)
 
     def _agree(self, runner: Runner) -> None:
-        if problem := self.ranks.agree(runner.advice if runner.status != "ok" else ""):
-            runner.fail("failed", problem)
+        """After each thing that a candidate may fail at: what failed on one rank has failed on all, in the same words."""
+        if problem := self.ranks.agree(None if runner.status == "ok" else (runner.status, runner.advice)):
+            runner.fail(*problem)  # type: ignore[arg-type]
+            runner.status, runner.advice = problem  # type: ignore[assignment]
 
     def verify(self) -> None:
         """Every candidate against the oracle on every input set, twice on the first, before anything is timed."""
@@ -380,9 +388,9 @@ class _Cell:
         """Blocks in random order until no verdict is UNCLEAR, the looks are used up, or the budget is spent."""
         for runner in self.active:  # warm: compiled code, allocator, clocks
             self.say(runner.technique.label, "warming up")
-            with self._watching(runner):
-                for _ in range(2):
-                    self._timed(runner, self._draw())
+            for _ in range(2):
+                if runner.status == "ok":
+                    self._turn(runner)
         gc.collect()
         gc.disable()
         start = timer.now()
@@ -392,39 +400,56 @@ class _Cell:
             if spent or (self.blocks in stats.LOOKS and self.ranks.decide(self._clear())):
                 break
         gc.enable()
-        for runner in self.active:
-            runner.samples = self.ranks.slowest(runner.samples)
-            runner.wall = self.ranks.slowest(runner.wall)
+        if self.ranks.count > 1:
+            for runner in self.active:
+                runner.samples = self.ranks.slowest(runner.samples)
+                runner.wall = self.ranks.slowest(runner.wall)
 
     def _block(self) -> None:
         draw, order = self._draw(), self.active
         self.dice.shuffle(order)
         for runner in order:
-            with self._watching(runner):
-                elapsed, wall, output = self._timed(runner, draw)
-                runner.samples.append(elapsed)
-                runner.wall.append(wall)
-                if self.dice.random() < _AUDIT or self.blocks == 0:
-                    self._audit(runner, output)
-                check.poison(output, runner.protected)
+            audit = self.dice.random() < _AUDIT or self.blocks == 0
+            if took := self._turn(runner, draw, audit=audit):
+                runner.samples.append(took[0])
+                runner.wall.append(took[1])
+                runner.total += took[0]
         self.blocks += 1
         self._blame()
 
+    def _turn(
+        self, runner: Runner, draw: tuple[int, int, float] | None = None, *, write: bool = True, audit: bool = False
+    ) -> tuple[int, int] | None:
+        """One timed call, audited or not, that ends alike on all ranks: (device or wall ns, wall ns), or None if it failed."""
+        took = None
+        draw = draw or self._draw()
+        with self._watching(runner):
+            elapsed, wall, output = self._timed(runner, draw, write)
+            if audit:
+                self._audit(runner, output)
+            check.poison(output, runner.protected)
+            took = elapsed, wall
+        self._agree(runner)
+        return took if runner.status == "ok" else None
+
     def _blame(self) -> None:
         """Find out who replaced a function or changed a setting in this block, by letting each run alone."""
+        found = ""
         try:
             self._untouched()
-            return
         except Dishonest as error:
             found = str(error)
+        if not (problem := self.ranks.agree(("rejected", found) if found else None)):
+            return
         for runner in self.active:
+            self._turn(runner)
             with self._watching(runner):
-                check.poison(self._timed(runner, self._draw())[2], runner.protected)
                 self._untouched()
+            self._agree(runner)
         if all(runner.status == "ok" for runner in self.runners):
             for runner in self.runners:
                 if not runner.technique.baseline:
-                    runner.fail("rejected", f"{found}; it or another technique of this cell did so, once")
+                    runner.fail("rejected", f"{problem[1]}; it or another technique of this cell did so, once")
 
     def _draw(self) -> tuple[int, int, float]:
         i, j = self.dice.sample(range(len(self.sets)), 2)
@@ -440,7 +465,11 @@ class _Cell:
         if not self.on_cuda:
             elapsed, output = timer.call_on_cpu(runner.step, runner.buffers)
             return elapsed, elapsed, output
-        runner.host_ns, output = timer.wall_on_cuda(runner.step, runner.buffers)
+        try:
+            runner.host_ns, output = timer.wall_on_cuda(runner.step, runner.buffers)
+        except Exception:
+            self.ranks.barrier()  # the other ranks wait there
+            raise
         check.poison(output, runner.protected)
         if write:  # other values than the wall-clock call has seen, for a cache by value would hit
             self._write(runner, (draw[1], draw[0], draw[2]))
@@ -542,36 +571,40 @@ class _Cell:
             raise Dishonest(f"changed the global setting {names}, which changes what the others compute or how fast")
 
     def probe(self) -> None:
-        """Time calls on new values against calls on values just seen: a large gap is a cache by value."""
+        """Time calls on new values against calls on values just seen, where a large gap is a cache by value; audit some more."""
         for runner in [r for r in self.runners if r.status == "ok"]:
             self.say(runner.technique.label, "probing")
-            with self._watching(runner):
-                if self._faster_when_repeated(runner) and self._faster_when_repeated(runner):
-                    raise Dishonest(
-                        "much faster on values that it has just seen than on new ones: its result is cached by value, "
-                        "which a user's new inputs never hit"
-                    )
-                start = timer.now()
-                while runner.audits < _AUDITS and (runner.audits < 3 or (timer.now() - start) / 1e9 < self.job.budget / 8):
-                    output = self._timed(runner, self._draw())[2]
-                    self._audit(runner, output)
-                    check.poison(output, runner.protected)
+            if self._faster_when_repeated(runner) and self._faster_when_repeated(runner) and runner.status == "ok":
+                runner.fail(
+                    "rejected",
+                    "much faster on values that it has just seen than on new ones: its result is cached by value, "
+                    "which a user's new inputs never hit",
+                )
+            start = timer.now()
+            while runner.status == "ok" and runner.audits < _AUDITS:
+                spent = (timer.now() - start) / 1e9 >= self.job.budget / 8
+                if self.ranks.decide(spent and runner.audits >= 3):
+                    break
+                self._turn(runner, audit=True)
 
     def _faster_when_repeated(self, runner: Runner) -> bool:
+        """Rank 0's finding over pairs of calls; a saving below a few microseconds is nothing to cheat for."""
         if not runner.buffers or runner.reset:
             return False
-        new: list[int] = []
-        rewritten: list[int] = []
-        untouched: list[int] = []
+        times: dict[str, list[int]] = {"new": [], "rewritten": [], "untouched": []}
         start = timer.now()
-        while len(new) < _REPEATS and (len(new) < 7 or (timer.now() - start) / 1e9 < self.job.budget / 8):
-            check.poison(self._timed(runner, self._draw())[2], runner.protected)  # so that all follow the same kind of call
+        while len(times["new"]) < _REPEATS:
+            spent = (timer.now() - start) / 1e9 >= self.job.budget / 8
+            if self.ranks.decide(spent and len(times["new"]) >= 7):
+                break
+            self._turn(runner)  # so that all follow the same kind of call
             draw = self._draw()
-            for times in (new, rewritten, untouched):
-                elapsed, _, output = self._timed(runner, draw, write=times is not untouched)
-                times.append(elapsed)
-                check.poison(output, runner.protected)
-        return _mostly_faster(rewritten, new) or _mostly_faster(untouched, new)
+            for name, taken in times.items():
+                took = self._turn(runner, draw, write=name != "untouched") if runner.status == "ok" else None
+                taken.append(took[0] if took else 0)
+            if runner.status != "ok":
+                return False
+        return self.ranks.decide(any(_mostly_faster(times[name], times["new"]) for name in ("rewritten", "untouched")))
 
     # -- results --------------------------------------------------------------------------------------------------------------
 
@@ -582,6 +615,8 @@ class _Cell:
             self.say(runner.technique.label, "finishing")
             with self._watching(runner):
                 self._untouched()
+                if sum(runner.samples) != runner.total and self.ranks.count == 1:
+                    raise Dishonest("changed its own recorded samples")
                 self._bound(runner)
                 peak = peak_memory(functools.partial(runner.step, *runner.buffers), self.job.device)
                 held = held_memory(runner.parts, runner.buffers)
@@ -589,6 +624,7 @@ class _Cell:
                     runner.metrics["memory.peak"] = Metric(float(peak), "B", "measured")
                 runner.metrics["memory.held"] = Metric(float(held), "B", "measured")
                 self._reports(runner)
+            self._agree(runner)
 
     def _bound(self, runner: Runner) -> None:
         if not (self.cost and self.target):
@@ -688,7 +724,8 @@ class _Cell:
 def _mostly_faster(again: Sequence[int], new: Sequence[int]) -> bool:
     """Whether all pairs but one are faster, and by a tenth in the middle: noise practically never looks like that."""
     ratios = [a / max(b, 1) for a, b in zip(again, new, strict=True)]
-    return median(ratios) < 0.9 and sum(ratio < 0.93 for ratio in ratios) >= len(ratios) - 1
+    saved = median(new) - median(again)
+    return saved > _WORTH_NS and median(ratios) < 0.9 and sum(ratio < 0.93 for ratio in ratios) >= len(ratios) - 1
 
 
 def _seconds(samples: Sequence[int]) -> Metric:
@@ -733,11 +770,12 @@ class _Watch:
             return False  # an interrupt, or the specification itself: nothing can be measured without it
         if trick := check.replaced(self.cell.functions):
             error = Dishonest(f"replaced {trick} while it ran: clocks and functions that others use too must stay as they are")
-        self.runner.fail(*_status_of(error))
+        self.runner.fail(*status_of(error))
         return True
 
 
-def _status_of(error: BaseException) -> tuple[Status, str]:
+def status_of(error: BaseException) -> tuple[Status, str]:
+    """The status of a failure, and a sentence that says what happened and what to do."""
     text = " ".join(str(error).split())[:400] or type(error).__name__
     if isinstance(error, Dishonest):
         return "rejected", text

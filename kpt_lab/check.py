@@ -10,6 +10,7 @@ import math
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ _POISON = {
 }
 
 
+_PLAIN = (bool, int, float, str, bytes, type(None))
 _COARSE = (("TF32 or float16", 2.0**-11), ("bfloat16", 2.0**-8), ("float8_e4m3fn", 2.0**-4))
 
 
@@ -114,12 +116,27 @@ def fresh(buffers: Any, sets: Sequence[Any], draw: tuple[int, int, float]) -> No
         for buffer, a, b in zip(mine, one, other, strict=True):
             if not isinstance(buffer, torch.Tensor):
                 continue
-            if buffer.is_floating_point() and a.shape == b.shape and weight:
+            if buffer.is_floating_point() and a.shape == b.shape and weight and i != j:
                 torch.lerp(a.detach(), b.detach(), weight, out=buffer.detach())
+                if not (_finite(a) and _finite(b)):  # a mask: where either is infinite, so is the blend, and never NaN
+                    infinite = torch.where(a.isinf(), a, b).detach()
+                    buffer.detach().copy_(torch.where(a.isinf() | b.isinf(), infinite, buffer.detach()))
             elif not floating and weight and buffer.dim():
-                buffer.copy_(a.roll(1 + int(weight * buffer.shape[-1]), -1))
+                buffer.copy_(a.roll(1 + int(weight * (buffer.shape[-1] - 1)), -1))
             else:
                 buffer.detach().copy_(a.detach())
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """Whether all elements are finite, looked up once for each tensor: the input sets never change."""
+    known = _FINITE.get(id(tensor))
+    if known is None or known[0]() is not tensor:
+        known = weakref.ref(tensor), bool(torch.isfinite(tensor).all())
+        _FINITE[id(tensor)] = known
+    return known[1]
+
+
+_FINITE: dict[int, tuple[weakref.ref[torch.Tensor], bool]] = {}
 
 
 def clone_inputs(inputs: Any) -> Any:
@@ -228,12 +245,15 @@ def compare_output(output: Any, reference: Any, like: Any, error: Callable | Non
     references = pytree.tree_leaves(reference)
     if structure != expected_structure:
         raise Wrong(f"returns the structure {structure}, the specification returns {expected_structure}")
+    if expected and not any(isinstance(want, (torch.Tensor, *_PLAIN)) for want in expected):
+        raise Wrong(
+            "returns no tensor in a structure that torch knows (tuples, lists, dicts), so nothing can be compared; return tensors"
+        )
     worst = 0.0
     for position, (leaf, want, exact) in enumerate(zip(leaves, expected, references, strict=True)):
         where = f"output {position}" if len(leaves) > 1 else "the output"
         if not isinstance(want, torch.Tensor):
-            if isinstance(want, (bool, int, str, type(None))) and leaf != want:
-                raise Wrong(f"{where} is {leaf!r}, the specification gives {want!r}")
+            worst = max(worst, _plain_error(leaf, want, exact, where))
             continue
         if type(leaf) is not type(want) and type(leaf) is not torch.Tensor:
             kind = "a tensor subclass" if isinstance(leaf, torch.Tensor) else "not a tensor but"
@@ -248,6 +268,15 @@ def compare_output(output: Any, reference: Any, like: Any, error: Callable | Non
             )
         worst = max(worst, _leaf_error(leaf, exact, error))
     return worst
+
+
+def _plain_error(leaf: Any, want: Any, exact: Any, where: str) -> float:
+    """Error of a leaf that is no tensor: floats by value, other plain values by equality, objects by type alone."""
+    if isinstance(want, float) and isinstance(leaf, int | float):
+        return abs(leaf - float(exact)) / max(abs(float(exact)), 1e-300) if leaf != want else 0.0
+    if type(leaf) is not type(want) or (isinstance(want, _PLAIN) and leaf != want):
+        raise Wrong(f"{where} is {leaf!r}, the specification gives {want!r}")
+    return 0.0
 
 
 def _leaf_error(leaf: torch.Tensor, exact: torch.Tensor, error: Callable | None) -> float:
@@ -354,8 +383,30 @@ def settings() -> dict[str, Any]:
         "torch.is_grad_enabled()": torch.is_grad_enabled(),
         "the stack of torch function modes": torch._C._len_torch_function_stack(),
         "the stack of torch dispatch modes": torch._C._len_torch_dispatch_stack(),
-        "torch.is_autocast_enabled()": torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
+        "autocast on the CPU": torch.is_autocast_enabled("cpu"),
+        "autocast on CUDA": torch.is_autocast_enabled("cuda"),
+        "sys.setprofile()": sys.getprofile(),
+        "sys.settrace()": sys.gettrace(),
+        "the dispatcher's kernels of common operations": _kernels(),
     }
+
+
+_COMMON = (
+    "mm",
+    "addmm",
+    "bmm",
+    "_softmax",
+    "gelu",
+    "native_layer_norm",
+    "add.Tensor",
+    "mul.Tensor",
+    "copy_",
+    "lerp.Scalar_out",
+)
+
+
+def _kernels() -> int:
+    return hash(tuple(torch._C._dispatch_dump(f"aten::{name}") for name in _COMMON))
 
 
 def restore(before: Mapping[str, Any]) -> None:
@@ -371,6 +422,13 @@ def restore(before: Mapping[str, Any]) -> None:
     torch.backends.cudnn.benchmark = before["torch.backends.cudnn.benchmark"]
     torch.use_deterministic_algorithms(before["torch.are_deterministic_algorithms_enabled()"])
     torch.set_grad_enabled(before["torch.is_grad_enabled()"])
+    torch.backends.mkldnn.set_flags(before["torch.backends.mkldnn.enabled"])
+    torch.set_autocast_enabled("cpu", before["autocast on the CPU"])
+    torch.set_autocast_enabled("cuda", before["autocast on CUDA"])
+    if sys.getprofile() is not before["sys.setprofile()"]:
+        sys.setprofile(before["sys.setprofile()"])
+    if sys.gettrace() is not before["sys.settrace()"]:
+        sys.settrace(before["sys.settrace()"])
     while torch._C._len_torch_function_stack() > before["the stack of torch function modes"]:
         torch._C._pop_torch_function_stack()
     while torch._C._len_torch_dispatch_stack() > before["the stack of torch dispatch modes"]:

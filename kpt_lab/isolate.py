@@ -14,10 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kpt_lab.cell import Job, hashes, measure_cell, now, setup_seconds
+from kpt_lab.cell import Job, hashes, measure_cell, now, setup_seconds, status_of
 from kpt_lab.core import Metric, Technique, Trial, Trials
 
 _HERE = "runs in this process: {} is defined in a notebook, a script or a closure, which a child process can't import, so it can't be ended if it hangs and counts as one process"
+
+
+class Cancelled(BaseException):
+    """Leaves a cell that is measured in this process; no technique's `except Exception` can swallow it."""
 
 
 class Progress(NamedTuple):
@@ -79,6 +83,11 @@ def run_jobs(
         if progress:
             progress(Progress(finished, len(jobs), label, stage))
 
+    def tell_here(label: str, stage: str) -> None:
+        if cancelled.is_set():
+            raise Cancelled
+        tell(label, stage)
+
     for process in sorted({job.process for job in jobs}):
         batch = [job for job in jobs if job.process == process]
         foreign = pack(batch) is None
@@ -86,9 +95,17 @@ def run_jobs(
             _run_batch(batch, limit, accept, tell, cancelled)
             continue
         for job in batch if here or process == 0 else ():
-            if not cancelled.is_set():
-                trials = measure_cell(job, say=tell)
-                accept(job, _noted(trials, job) if foreign and not here else trials)
+            if cancelled.is_set():
+                break
+            try:
+                trials = measure_cell(job, say=tell_here)
+            except Cancelled:
+                break
+            except Exception as error:
+                status, advice = status_of(error)
+                ended = Ended(0, "", status, f"the specification itself could not be measured: {advice}")
+                trials = Trials(_failed(job, technique, ended) for technique in job.techniques)
+            accept(job, _noted(trials, job) if foreign and not here else trials)
     return Trials(found)
 
 
@@ -121,7 +138,7 @@ def _run_batch(
             position, blamed = position + 1, []
 
         ended = _child({"kind": "measure", "jobs": todo}, limit, took, tell, cancelled)
-        if ended is None:
+        if ended is None or ended.status == "cancelled":
             return
         job = batch[position]
         guilty = next((t for t in left if t.label == ended.label), None)
@@ -186,6 +203,8 @@ def _child(
                         return Ended(cell, label, "timeout", advice)
                     continue
                 waited = 0.0
+                if cancelled.is_set():
+                    return Ended(cell, label, "cancelled", "cancelled by the user")
                 if kind == "say":
                     label, stage = content
                     tell(label, stage)
@@ -195,7 +214,7 @@ def _child(
                 elif kind == "end":
                     return None
                 elif kind == "error":
-                    return Ended(cell, "", "failed", content[0])
+                    return Ended(cell, "", *content)
                 else:
                     return Ended(cell, label, "failed", _obituary(child, stage, errors))
         finally:
@@ -269,4 +288,5 @@ def serve() -> None:
             send("cell", setup_seconds(job, request["technique"]) if request["kind"] == "setup" else measure_cell(job, say=say))
         send("end")
     except Exception as error:
-        send("error", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        status, advice = status_of(error)
+        send("error", status, f"the specification itself could not be measured: {advice}")

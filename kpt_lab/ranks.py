@@ -17,8 +17,8 @@ class Alone:
     def barrier(self) -> None:
         """Nothing to wait for."""
 
-    def agree(self, problem: str) -> str:
-        """The problem itself."""
+    def agree(self, problem: tuple[str, str] | None) -> tuple[str, str] | None:
+        """The problem itself, a status and advice, or None."""
         return problem
 
     def slowest(self, samples: Sequence[int]) -> list[int]:
@@ -36,21 +36,26 @@ class Ranks(Alone):
     def __init__(self, group: Any) -> None:
         self.group = None if group is True else group
         self.rank, self.count = dist.get_rank(self.group), dist.get_world_size(self.group)
+        self._device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
 
     def barrier(self) -> None:
         """Returns when all ranks have come here."""
         dist.barrier(self.group)
 
-    def agree(self, problem: str) -> str:
-        """The first rank's problem, on every rank; "" when none has one. Called before any rank enters a collective."""
+    def agree(self, problem: tuple[str, str] | None) -> tuple[str, str] | None:
+        """The first failing rank's status and advice, with its number, on every rank; None when all are well."""
+        flag = torch.tensor([problem is not None], dtype=torch.int64, device=self._device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
+        if not flag.item():
+            return None
         problems: list[Any] = [None] * self.count
         dist.all_gather_object(problems, problem, group=self.group)
-        return next((f"rank {rank}: {text}" for rank, text in enumerate(problems) if text), "")
+        rank, (status, advice) = next((rank, found) for rank, found in enumerate(problems) if found)
+        return status, f"rank {rank}: {advice}"
 
     def slowest(self, samples: Sequence[int]) -> list[int]:
         """Elementwise maximum over ranks."""
-        on_device = dist.get_backend(self.group) == "nccl"
-        values = torch.tensor(list(samples), dtype=torch.int64, device="cuda" if on_device else "cpu")
+        values = torch.tensor(list(samples), dtype=torch.int64, device=self._device)
         dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
         return values.tolist()
 

@@ -97,9 +97,9 @@ def questions():
         "count": group.count,
         "decide": group.decide(f"choice of {group.rank}"),
         "slowest": group.slowest(own),
-        "none": group.agree(""),
-        "one": group.agree("it broke" if group.rank == 1 else ""),
-        "both": group.agree(f"it broke on {group.rank}"),
+        "none": group.agree(None),
+        "one": group.agree(("failed", "it broke") if group.rank == 1 else None),
+        "both": group.agree(("failed", f"it broke on {group.rank}")),
     }
     group.barrier()
     return answers
