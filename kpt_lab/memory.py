@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,8 +18,11 @@ from kpt_lab.core import Technique
 def peak_memory(call: Callable[[], Any], device: str) -> int | None:
     """Bytes that one call allocates at its peak beyond what was held before it.
 
-    On CUDA by the allocator's own counter; on a CPU by summing the allocator's events, which see tensors and not a
-    library's private scratch. None where the profiler gives no memory events.
+    On CUDA by the allocator's own counter. On a CPU by summing the allocator's events, which see tensors and not a library's
+    private scratch, and see a tensor freed only where they saw it made. So the call runs twice, and the second counts: what
+    it frees of the first one's making (gradients, a state that is replaced) counts as freed. What is older counts as held
+    throughout, so a call that frees such a tensor may need less than this says, never more. What the calls print to the
+    process's streams appears after each. None where the profiler gives no memory events.
     """
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -26,37 +32,65 @@ def peak_memory(call: Callable[[], Any], device: str) -> int | None:
         torch.cuda.synchronize()
         del output
         return int(torch.cuda.max_memory_allocated() - before)
+    _changes(call)
+    changes = _changes(call)
+    return max(0, *itertools.accumulate(changes)) if changes else None
+
+
+def _changes(call: Callable[[], Any]) -> list[int]:
+    """Bytes allocated (above 0) and freed (below 0) on the CPU during a call, in order."""
     profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
     with _quiet():
         profile.start()
-    output = call()
-    with _quiet():
-        profile.stop()
+    try:
+        with _quiet(but=_UNKNOWN):
+            output = call()
+    finally:
+        with _quiet():
+            profile.stop()
     del output
     results = getattr(profile.profiler, "kineto_results", None)
-    changes = [event.nbytes() for event in results.events() if event.name() == "[memory]"] if results else []
-    if not changes:
-        return None
-    total = peak = 0
-    for change in changes:
-        total += change
-        peak = max(peak, total)
-    return peak
+    return [event.nbytes() for event in results.events() if event.name() == "[memory]"] if results else []
+
+
+_UNKNOWN = b"Memory block of unknown size was allocated before"  # the profiler's warning about what the docstring above says
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the profiler's own lines, which some builds write straight to the process's streams, out of notebooks."""
-    saved = [os.dup(number) for number in (1, 2)]
-    with open(os.devnull, "wb") as nowhere:
+def _quiet(but: bytes = b"") -> Iterator[None]:
+    """Keep the profiler's own lines, which some builds write straight to the process's streams, out of notebooks.
+
+    but: afterwards write what was kept to where it belonged, except lines that hold this text; else nothing of it.
+    """
+    streams = {1: sys.stdout, 2: sys.stderr}
+    with contextlib.ExitStack() as stack:
+        saved = {number: os.dup(number) for number in streams}
+        kept = {number: stack.enter_context(tempfile.TemporaryFile()) for number in streams}
         try:
-            for number in (1, 2):
-                os.dup2(nowhere.fileno(), number)
+            for number, stream in streams.items():
+                _flush(stream)
+                os.dup2(kept[number].fileno(), number)
             yield
         finally:
-            for number, copy in zip((1, 2), saved, strict=True):
-                os.dup2(copy, number)
-                os.close(copy)
+            for number, stream in streams.items():
+                _flush(stream)
+                os.dup2(saved[number], number)
+                os.close(saved[number])
+                if but:
+                    kept[number].seek(0)
+                    for line in kept[number]:
+                        if but not in line:
+                            _write(number, line)
+
+
+def _flush(stream: Any) -> None:
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # no stream at all, or a closed one
+        stream.flush()
+
+
+def _write(number: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(number, data) :]
 
 
 def held_memory(parts: Iterable[tuple[Technique, Callable[..., Any]]], buffers: Any) -> int:
