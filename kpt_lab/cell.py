@@ -568,6 +568,7 @@ class _Cell:
         now = check.settings()
         if names := ", ".join(name for name, value in self.settings.items() if now[name] != value):
             check.restore(self.settings)
+            self.settings = check.settings()  # what can't be put back is nobody else's fault
             raise Dishonest(f"changed the global setting {names}, which changes what the others compute or how fast")
 
     def probe(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import kpt_lab.redteam as red
+from kpt_lab import check
 from kpt_lab.baselines import eager
 from kpt_lab.core import Trial, Trials
 from kpt_lab.redteam import forged, late, stale, tampered
@@ -308,17 +309,13 @@ def test_escape_wants_a_verdict_with_the_trick_and_no_innocent_blamed():
 # ---- the six written afterwards ----------------------------------------------------------------------------------------------------
 
 AFTERWARDS = {t.name: t for t in red.afterwards}
-ESCAPES = {
-    "knows the blend": "the answer is right for every blend that measure draws, and slower than the bound",
-    "edits the record": "the lists of samples are open to whoever finds them through the garbage collector",
-    "slower by dispatcher": "a kernel registered at torch's dispatcher replaces no Python function",
-}
+GAINS_NOTHING = "knows the blend"  # new inputs are no plain blend any more, so it computes honestly
 
 
 def test_six_cheats_were_written_afterwards_and_stand_apart():
     assert len(AFTERWARDS) == 6
     assert not AFTERWARDS.keys() & {t.name for t in (*red.cheats, *red.honest)}
-    assert ESCAPES.keys() < AFTERWARDS.keys()
+    assert GAINS_NOTHING in AFTERWARDS
     assert all(t.apply.__doc__.strip().endswith(".") for t in red.afterwards)
 
 
@@ -414,18 +411,18 @@ def test_measure_catches_the_cheat_and_names_the_trick(technique):
     assert not red.escape(trial, cell), f"{red.escape(trial, cell)}: {trial.status}, {trial.advice}"
 
 
-@pytest.mark.parametrize("name", [name for name in AFTERWARDS if name not in ESCAPES])
+@pytest.mark.parametrize("name", [name for name in AFTERWARDS if name != GAINS_NOTHING])
 def test_measure_catches_the_late_cheat(name):
     trial, cell = measured(AFTERWARDS[name])
     assert not red.escape(trial, cell), f"{red.escape(trial, cell)}: {trial.status}, {trial.advice}"
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xfail(strict=False, reason=reason)) for name, reason in ESCAPES.items()]
-)
-def test_late_cheats_known_to_escape(name):
-    trial, cell = measured(AFTERWARDS[name])
-    assert not red.escape(trial, cell), f"{red.escape(trial, cell)}: {trial.status}, {trial.advice}"
+def test_knowing_the_blend_helps_no_more():
+    sets = problem().inputs
+    buffers = check.clone_inputs(sets[0])
+    check.fresh(buffers, sets, (0, 1, 0.4))
+    plain = [0.6 * a + 0.4 * b for a, b in zip(sets[0], sets[1], strict=True)]
+    assert all(not torch.allclose(mine, blend) for mine, blend in zip(buffers, plain, strict=True))
 
 
 @pytest.mark.parametrize("technique", CPU_HONEST, ids=lambda t: t.name)
