@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from kpt_lab import records
-from kpt_lab.cell import Job
-from kpt_lab.core import Technique, Trials, Workload
+from kpt_lab.core import Technique, Trial, Trials, Workload
 from kpt_lab.environment import environment
 from kpt_lab.isolate import Progress, run_jobs
 from kpt_lab.measure import job_for
+from kpt_lab.runner import Job
 
 
 class Sweep:
@@ -48,7 +48,7 @@ class Sweep:
         self._cancelled.set()
 
     def wait(self, timeout: float | None = None) -> Trials:
-        """The Trials when all is done or cancelled; an error of the specification itself is raised here. Ctrl-C cancels."""
+        """The Trials when all is done or cancelled; an error of `each` or of the file is raised here. Ctrl-C cancels."""
         try:
             self._thread.join(timeout)
         except KeyboardInterrupt:
@@ -115,22 +115,43 @@ def sweep(
 ) -> Trials:
     """Measure every point of a grid: `sweep(softmax.forward, softmax.techniques, {"rows": [4096], "cols": [1024, 4096]})`.
 
-    grid: values for each parameter; all combinations are measured. each: called with the Trials of every finished cell.
+    grid: values for each parameter; all combinations are measured. A bare number or word is one value, and a parameter that is
+    left out keeps its default, so an empty grid is one cell of defaults. each: called with the Trials of every finished cell.
     into: a JSONL file that they are appended to; cells that it already holds, from this host and unchanged source, are not
     measured again. options: those of `measure`. A technique that fails, hangs or runs out of memory becomes a Trial that says
-    so, and the sweep goes on. ValueError for an empty grid, an unknown parameter or an unusable option, before work starts.
+    so, and the sweep goes on. ValueError for an empty list, a value given twice, an unknown parameter, one without value or
+    default, or an unusable option, before work starts.
     """
     return start(workload, techniques, grid, each=each, into=into, **options).wait()
 
 
 def points(workload: Workload, grid: Mapping[str, Iterable[Any]]) -> list[dict[str, Any]]:
-    """All combinations of a grid's values; ValueError where it is empty or names a parameter that the workload lacks."""
-    axes = {name: list(values) if not isinstance(values, (str, int, float)) else [values] for name, values in grid.items()}
-    if empty := [name for name, values in axes.items() if not values]:
-        raise ValueError(f"grid has no values for {empty[0]!r}; give at least one, for example {{{empty[0]!r}: [1024]}}")
+    """All combinations of a grid's values; ValueError where one is unusable, or the workload lacks or needs a parameter."""
+    if not isinstance(grid, Mapping):
+        raise ValueError(f"grid is {type(grid).__name__}; give a mapping from parameters to values, such as {{'cols': [1024]}}")
+    axes = {name: _values(name, values) for name, values in grid.items()}
     found = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    for params in found[:1]:
-        workload.complete(params)
+    if isinstance(workload, Workload):  # else job_for says what it should be
+        workload.complete(found[0])
+    return found
+
+
+def _values(name: str, values: Any) -> list[Any]:
+    """The values of one parameter of a grid as a list."""
+    example = f"for example {{{name!r}: [1024]}}"
+    if isinstance(values, (str, int, float)):
+        return [values]
+    try:
+        found = list(values)
+    except TypeError:
+        raise ValueError(
+            f"grid gives {values!r} for {name!r}; accepted are a list of values, or one number or word, {example}"
+        ) from None
+    if not found:
+        raise ValueError(f"grid has no values for {name!r}; give at least one, {example}")
+    for i, value in enumerate(found):
+        if value in found[:i]:
+            raise ValueError(f"grid gives {value!r} more than once for {name!r}; give each value once")
     return found
 
 
@@ -141,14 +162,34 @@ def _named(job: Job) -> Job:
 
 
 def _recorded(jobs: Sequence[Job], known: Trials) -> dict[tuple[str, int], Trials]:
-    """Trials of those cells and processes that are complete in `known`: from this host, with today's source and environment."""
+    """Trials of those cells and processes that are complete in `known`: from this host, with today's source and environment.
+
+    Source is that of the workload and techniques that are given now. One that stands at no place in a file (a closure) may hold
+    values that its hash does not see, so its Trials are never taken.
+    """
     if not jobs:
         return {}
     host = environment(jobs[0].device).get("host", "")
-    fresh = [t for t in known if t.host == host and t.status != "cancelled" and not records.status_of(t)]
-    found = {}
+    mine: dict[tuple[str, int], list[Trial]] = {}
+    for trial in known:
+        if trial.host == host and trial.status != "cancelled":
+            mine.setdefault((trial.cell, trial.process), []).append(trial)
+    found, seen = {}, dict[str, bool]()
     for job in jobs:
-        mine = Trials(t for t in fresh if (t.cell, t.process) == (job.cell, job.process))
-        if {technique.label for technique in job.techniques} <= {t.label for t in mine}:
-            found[job.cell, job.process] = mine
+        techniques = {technique.label: technique for technique in job.techniques}
+        stand = Trials(
+            t for t in mine.get((job.cell, job.process), ()) if _stands(t, job.workload, techniques.get(t.label), seen)
+        )
+        if techniques.keys() <= {t.label for t in stand}:
+            found[job.cell, job.process] = stand
     return found
+
+
+def _stands(trial: Trial, workload: Workload, technique: Technique | None, seen: dict[str, bool]) -> bool:
+    """Whether a recorded Trial is what would be measured now; `seen` keeps the answers, for hashing source takes time."""
+    env = [trial.env.get(name, "") for name in ("torch", "triton", "driver")]
+    key = repr((trial.label, sorted(trial.source.items()), env))
+    if key not in seen:
+        placed = bool(trial.source.get("workload_at") and trial.source.get("technique_at", "copy"))
+        seen[key] = placed and not records.status_of(trial, workload=workload, technique=technique)
+    return seen[key]
