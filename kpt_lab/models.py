@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kpt_lab.core import Cost, Problem, Workload, dtype_name
 
@@ -26,7 +27,8 @@ def workload(
     """Make a Workload of your own function or nn.Module and one set of example inputs.
 
     The Workload has a parameter `mode`: "forward" (without gradients, the default), "backward" (forward and gradients) or
-    "step" (forward, backward and an AdamW update; modules only): bind it by `workload(mode="step")`, or sweep over it.
+    "step" (forward, backward and an AdamW update; modules only). Gradients are those of a module's trainable parameters, or of
+    the float inputs where there are none. Bind a mode it by `workload(mode="step")`, or sweep over it.
     A single mapping as input is passed by keyword, as Transformers' models take theirs. `loss(output) -> scalar`; without one,
     an output's own `.loss` is used, else a fixed random projection of the outputs. `random` says that outputs are random; by
     default a module in training mode with dropout is. Two more input sets are made by rolling yours along the batch.
@@ -57,7 +59,11 @@ def workload(
 
 
 def _drops(part: torch.nn.Module) -> bool:
-    return part.training and isinstance(part, torch.nn.modules.dropout._DropoutNd) and part.p > 0
+    if isinstance(part, torch.nn.modules.dropout._DropoutNd):
+        return part.training and part.p > 0
+    if isinstance(part, torch.nn.RNNBase):  # between its layers, so with one layer there is none
+        return part.training and part.dropout > 0 and part.num_layers > 1
+    return part.training and isinstance(part, torch.nn.MultiheadAttention) and part.dropout > 0
 
 
 def _make(
@@ -68,9 +74,11 @@ def _make(
     fn = pickle.loads(stored) if isinstance(stored, bytes) else stored
     if isinstance(fn, torch.nn.Module):
         fn = fn.to(device=device, dtype=dtype)
-    elif mode == "step":
-        raise ValueError("mode is 'step', but the workload is a plain function without parameters to update; use 'backward'")
-    place = functools.partial(_place, device=device, dtype=dtype, gradient=mode == "backward" and not isinstance(stored, bytes))
+    trained = bool(_parameters(fn, fn))
+    if mode == "step" and not trained:
+        what = "module without trainable parameters" if isinstance(fn, torch.nn.Module) else "plain function without parameters"
+        raise ValueError(f"mode is 'step', but the workload is a {what} to update; use 'backward'")
+    place = functools.partial(_place, device=device, dtype=dtype, gradient=mode == "backward" and not trained)
     sets = [pytree.tree_map_only(torch.Tensor, functools.partial(_placed, by=seed + k, place=place), example) for k in range(3)]
     steps: dict[str, Callable[..., Callable[..., Any]]] = {"forward": _forward, "backward": _backward, "step": Step}
     return Problem(fn, sets, functools.partial(steps[mode], fn=fn, loss=loss))
@@ -173,26 +181,71 @@ class Step:
 
 
 def _cost(stored: Any, example: Any, loss: Any, *, dtype: str, mode: str = "forward") -> Cost:
-    """FLOPs as torch's FlopCounterMode counts them (products only), and parameters, inputs and outputs moved once.
+    """A lower bound of one call's work, from running it once in float32 on the CPU with the example inputs.
 
-    A backward pass reads parameters again and writes gradients; a step also reads and writes two moments in the parameters' dtype.
+    FLOPs: matrix products and convolutions, as torch's FlopCounterMode counts those that ran; nothing for elementwise work.
+    Bytes, at the widths of `dtype`: what is used of inputs and parameters is read once (of an embedding's table the rows that
+    are looked up), and outputs are written once; intermediates may stay on the chip. Outputs of a backward pass are the loss
+    and the gradients. A step's gradients may be fused into the update, so beyond the loss it adds, for each parameter that
+    gets a gradient, writing it, and reading and writing AdamW's two moments in the parameters' dtype.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    problem = _make(
-        stored, example, loss, device="cpu", dtype=torch.float32, seed=0, mode="forward" if mode == "step" else mode
-    )
-    counter = FlopCounterMode(display=False)
-    with counter:
-        output = problem.drive(problem.fn)(*problem.inputs[0])
+    problem = _make(stored, example, loss, device="cpu", dtype=torch.float32, seed=0, mode=mode)
+    weights = list(problem.fn.parameters()) if isinstance(problem.fn, torch.nn.Module) else []
+    inputs = [t for t in pytree.tree_leaves(problem.inputs[0]) if isinstance(t, torch.Tensor)]
+    step, counter, reads = problem.drive(problem.fn), FlopCounterMode(display=False), _Reads([*inputs, *weights])
+    with counter, reads:
+        output = step(*problem.inputs[0])
     width = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
 
-    def size(*values: Any) -> float:
-        tensors = [t for t in pytree.tree_leaves(values) if isinstance(t, torch.Tensor)]
-        return float(sum(t.numel() * (width if t.is_floating_point() else t.element_size()) for t in tensors))
+    def size(tensor: torch.Tensor, count: int | None = None) -> int:
+        return (tensor.numel() if count is None else count) * (width if tensor.is_floating_point() else tensor.element_size())
 
-    weights = size(list(problem.fn.parameters())) if isinstance(problem.fn, torch.nn.Module) else 0.0
-    flops, moved = float(counter.get_total_flops()), weights + size(problem.inputs[0], output)
-    if mode == "step":  # the backward's products cost twice the forward's
-        flops, moved = 3 * flops, moved + 7 * weights
-    return Cost({dtype_name(dtype): flops} if flops else {}, moved)
+    written = {_storage(t): t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)}
+    moved = sum(size(tensor, reads.count[key]) for key, tensor in reads.known.items())
+    moved += sum(size(tensor) for key, tensor in written.items() if key not in reads.known)  # a view of an input moves nothing
+    if isinstance(step, Step):
+        moved += 5 * sum(size(p) for p in step.parameters if p.grad is not None)
+    flops = float(counter.get_total_flops())
+    return Cost({dtype_name(dtype): flops} if flops else {}, float(moved))
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+class _Reads(TorchDispatchMode):
+    """Counts, for each of some tensors, how many of its elements the operations inside surely read: `count` by storage."""
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.known = {_storage(t): t for t in tensors}
+        self.count = dict.fromkeys(self.known, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        used = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and _storage(t) in self.known]
+        name = func.overloadpacket.__name__
+        for tensor in used:
+            key = _storage(tensor)
+            if func.is_view or (name in _PICKING and tensor is args[0]):
+                continue
+            # of several operations the largest counts, for they may read the same elements
+            self.count[key] = max(self.count[key], min(tensor.numel(), self.known[key].numel()))
+        if name == "embedding" and (key := _storage(args[0])) in self.known:
+            rows = args[1].unique().numel()
+            self.count[key] = max(self.count[key], rows * args[0].shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+_PICKING = (
+    "embedding",
+    "_embedding_bag",
+    "_embedding_bag_forward_only",
+    "index",
+    "_unsafe_index",
+    "index_select",
+    "gather",
+    "take",
+)
+"""Operations that read of their first argument only what an index picks."""
