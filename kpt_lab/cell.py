@@ -7,143 +7,33 @@ stats.LOOKS blocks decide when to stop. The protocol and what it rests on: DESIG
 
 from __future__ import annotations
 
-import functools
 import gc
-import importlib.util
 import math
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 import torch
 
-from kpt_lab import check, environment, source, stats, timer
+from kpt_lab import check, environment, stats, timer
 from kpt_lab.check import Dishonest, Wrong
-from kpt_lab.core import Cost, Metric, Status, Technique, Trial, Trials, Unsupported, Workload, to_dtype
+from kpt_lab.core import Technique, Trials, to_dtype
 from kpt_lab.hardware import targets
-from kpt_lab.memory import held_memory, peak_memory
+from kpt_lab.outcome import finish, trials
 from kpt_lab.ranks import Alone
 from kpt_lab.ratios import COPY
-
-METHOD = 1
-"""Version of the measuring method: a Trial of another version is stale."""
+from kpt_lab.runner import Job, Runner, built, missing_requirement, nothing, same, status_of
 
 _AUDIT = 1 / 8  # share of timed calls whose output is checked afterwards, chosen at random
 _WORTH_NS = 5_000  # a cache by value that saves less than this is not looked for: scheduling alone makes such gaps
 _SAME_DIRECTION = 0.9  # cosine of a candidate's parameter update with the oracle's; Adam's sign noise costs a few percent
-_AUDITS = (
-    24  # audited calls at least, where an eighth of the budget allows: one call in three skipped then shows but for 1 in 17,000
-)
+_AUDITS = 24  # audited calls at least, where an eighth of the budget allows: one skip in three then hides once in 17,000 runs
 _REPEATS = 15  # pairs of calls on repeated and on new values in the probe for a cache by value
 _FLUSH_BYTES = 256 * 2**20  # written before a cold call: five times an H100's L2, four times an H200's
 _STRAYS = 8  # calls in a row after which the device was busy for half their time again: a busy host makes single ones look so
-_SLACK = {"cpu": 0.8, "cuda": 0.92}  # a probed ceiling may be beaten a little; an H100's clock goes 8% above its data sheet's
-
-
-@dataclass(frozen=True)
-class Job:
-    """One cell to be measured in one process."""
-
-    workload: Workload
-    techniques: tuple[Technique, ...]
-    params: Mapping[str, Any]
-    device: str = "cpu"
-    dtype: str = "float32"
-    seed: int = 0
-    budget: float = 10.0
-    cache: str = "warm"
-    cell: str = ""
-    process: int = 0
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Keyword arguments of the workload's make."""
-        return {"device": self.device, "dtype": to_dtype(self.dtype), "seed": self.seed, **self.params}
-
-    @property
-    def bare(self) -> Workload:
-        """The workload without bound parameters: `settings` holds them all."""
-        return self.workload
-
-
-@dataclass
-class Runner:
-    """A candidate on its way through a cell: its step, its own input buffers, and what was seen of it."""
-
-    technique: Technique
-    step: Callable[..., Any]
-    buffers: Any
-    protected: set[int]
-    reference: Runner | None = None
-    driven: Any = None  # the step before techniques wrapped it: has reset() and moved() where calls change state
-    parts: list[tuple[Technique, Callable[..., Any]]] = field(default_factory=list)
-    kept: list[Any] = field(default_factory=list)  # an early output: keeps its storage alive, so that its return is seen
-    earlier: list[list[torch.Tensor]] = field(default_factory=list)
-    samples: list[int] = field(default_factory=list)
-    wall: list[int] = field(default_factory=list)
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    error: float = 0.0
-    limit: float = math.inf
-    audits: int = 0
-    threads: list[threading.Thread] = field(default_factory=list)  # that it started
-    drawn: tuple[int, int, float] = (0, 0, 0.0)
-    strays: int = 0
-    total: int = 0  # of the samples as they came, to be compared with what stands in the list later
-    status: Status = "ok"
-    advice: str = ""
-    host_ns: int = 0
-
-    @property
-    def reset(self) -> Callable[[], None] | None:
-        """Puts a step's state back in place; None where calls change nothing."""
-        return getattr(self.driven, "reset", None)
-
-    def fail(self, status: Status, advice: str) -> None:
-        """Remember the first failure; later ones are its consequences."""
-        if self.status == "ok":
-            self.status, self.advice = status, advice
-        self.release()
-
-    def release(self) -> None:
-        """Let go of everything that holds memory."""
-        self.step, self.buffers, self.driven = _nothing, (), None
-        self.kept, self.earlier, self.parts = [], [], []
-
-
-def _nothing(*args: Any) -> None:
-    return None
-
-
-def setup_seconds(job: Job, technique: Technique) -> float:
-    """Seconds from apply to the end of the first call, in this process, after an eager call has started the libraries."""
-    problem = job.workload.make(**job.settings)
-    problem.drive(problem.fn)(*check.clone_inputs(problem.inputs[0]))
-    problem = job.workload.make(**job.settings)
-    runner = _built(job, technique, technique.parts or (technique,), problem, problem.inputs[0], setup=True)
-    return runner.host_ns / 1e9
-
-
-def now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def work(cost: Cost | None) -> dict[str, Any]:
-    return {"flops": dict(cost.flops), "bytes": cost.bytes} if cost else {}
-
-
-def hashes(workload: Workload, technique: Technique | None) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "workload": source.source_hash(workload),
-        "workload_at": source.locate(workload),
-        "method": METHOD,
-    }
-    if technique:
-        found |= {"technique": source.source_hash(technique), "technique_at": source.locate(technique)}
-    return found
 
 
 # ---- one cell in this process ----------------------------------------------------------------------------------------------
@@ -163,34 +53,11 @@ def measure_cell(
         cell.verify()
         cell.run_blocks()
         cell.probe()
-        cell.finish()
-        return cell.trials()
+        finish(cell)
+        return trials(cell)
     finally:
         cell.close()
         check.restore(before)
-
-
-def _built(
-    job: Job, technique: Technique, parts: Sequence[Technique], problem: Any, inputs: Any, *, setup: bool = False
-) -> Runner:
-    """A Runner for a technique over a problem made afresh; apply sees one set of inputs."""
-    buffers = check.clone_inputs(inputs)
-    reached: list[tuple[Technique, Callable[..., Any]]] = []
-    start = timer.now()
-    fn = problem.fn
-    for part in parts:
-        if part.on == "fn":
-            fn = part.apply(fn, buffers, **part.knobs)
-            reached.append((part, fn))
-    step = driven = problem.drive(fn)
-    for part in parts:
-        if part.on == "step":
-            step = part.apply(step, buffers, **part.knobs)
-            reached.append((part, step))
-    if setup:
-        step(*buffers)
-    protected = check.storages(check.tensors_of(buffers, problem.fn))
-    return Runner(technique, step, buffers, protected, driven=driven, parts=reached, host_ns=timer.now() - start)
 
 
 class _Cell:
@@ -235,11 +102,11 @@ class _Cell:
 
     def prepare(self) -> None:
         """Build every candidate over a problem of its own; what can't be built becomes a status."""
-        plain = Technique("specification", _same)
-        self.reference = _built(self.job, plain, (plain,), self.problem, self.sets[0])
+        plain = Technique("specification", same)
+        self.reference = built(self.job, plain, (plain,), self.problem, self.sets[0])
         for technique in self.job.techniques:
             self.say(technique.label, "preparing")
-            runner = Runner(technique, _nothing, (), set())
+            runner = Runner(technique, nothing, (), set())
             self.runners.append(runner)
             with self._watching(runner):
                 self._prepare_one(runner)
@@ -253,9 +120,9 @@ class _Cell:
             runner.fail("unavailable", missing)
             return
         problem = self.job.workload.make(**self.job.settings)
-        built = _built(self.job, technique, technique.parts or (technique,), problem, self.sets[0])
-        runner.step, runner.buffers, runner.protected = built.step, built.buffers, built.protected
-        runner.driven, runner.parts, runner.reference = built.driven, built.parts, self.reference
+        fresh = built(self.job, technique, technique.parts or (technique,), problem, self.sets[0])
+        runner.step, runner.buffers, runner.protected = fresh.step, fresh.buffers, fresh.protected
+        runner.driven, runner.parts, runner.reference = fresh.driven, fresh.parts, self.reference
         if technique.contract == "lossy" and technique.definition:
             runner.reference = self._definition(technique)
         self._adopt(runner)
@@ -265,12 +132,12 @@ class _Cell:
         problem = self.job.workload.make(**self.job.settings)
         assert technique.definition is not None
         plain = Technique("definition", technique.definition, knobs=technique.knobs)
-        return _built(self.job, plain, (plain,), problem, self.sets[0])
+        return built(self.job, plain, (plain,), problem, self.sets[0])
 
     def _copy_runner(self, size: int) -> Runner:
         origin = torch.zeros(size, dtype=torch.int8, device=self.job.device)
         goal = torch.empty_like(origin)
-        return Runner(Technique(COPY, _same), lambda: goal.copy_(origin), (), {goal.untyped_storage().data_ptr()})
+        return Runner(Technique(COPY, same), lambda: goal.copy_(origin), (), {goal.untyped_storage().data_ptr()})
 
     def _watching(self, runner: Runner) -> Any:
         return _Watch(runner, self)
@@ -609,63 +476,6 @@ class _Cell:
 
     # -- results --------------------------------------------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        """Bound, memory, reports and the environment after; a time below the bound is rejected."""
-        self.environment["after"] = environment.clocks(self.job.device)
-        for runner in [r for r in self.runners if r.status == "ok"]:
-            self.say(runner.technique.label, "finishing")
-            with self._watching(runner):
-                self._untouched()
-                if sum(runner.samples) != runner.total and self.ranks.count == 1:
-                    raise Dishonest("changed its own recorded samples")
-                self._bound(runner)
-                peak = peak_memory(functools.partial(runner.step, *runner.buffers), self.job.device)
-                held = held_memory(runner.parts, runner.buffers)
-                if peak is not None:
-                    runner.metrics["memory.peak"] = Metric(float(peak), "B", "measured")
-                runner.metrics["memory.held"] = Metric(float(held), "B", "measured")
-                self._reports(runner)
-            self._agree(runner)
-
-    def _bound(self, runner: Runner) -> None:
-        if not (self.cost and self.target):
-            return
-        cost = runner.technique.cost(self.cost) if runner.technique.cost else self.cost
-        unknown = [kind for kind, work in cost.flops.items() if work and kind not in self.target.peaks]
-        if unknown:
-            return
-        runner.metrics["bound"] = self.target.bound(cost)
-        took = median(runner.samples) / 1e9
-        floor = self._floor(cost)
-        if took < floor and not self.on_cuda:  # a probe beside a busy neighbour sees too low a ceiling: look again
-            self.target = targets.this_cpu(again=True)
-            runner.metrics["bound"], floor = self.target.bound(cost), self._floor(cost)
-        if took < floor and not runner.technique.simulates:
-            raise Dishonest(
-                f"faster than the hardware allows: {took * 1e6:.3g} us, where {self.target.name} needs at least {floor * 1e6:.3g} us "
-                "for this arithmetic and these bytes; work was skipped or done outside the clock"
-            )
-
-    def _floor(self, cost: Cost) -> float:
-        """Seconds below which no honest call can be: the bound of what no cache can hold, less the ceiling's own slack."""
-        assert self.target is not None
-        cached = min(self.target.cache, cost.bytes / 2) if self.job.cache == "cold" else self.target.cache
-        bound = self.target.bound(Cost(cost.flops, max(0.0, cost.bytes - cached)))
-        return bound.value * _SLACK[self.job.device.split(":")[0]]
-
-    def _reports(self, runner: Runner) -> None:
-        for part, reached in runner.parts:
-            for name, metric in (part.report(reached) if part.report else {}).items():
-                if metric.provenance == "measured" or name in ("time", "wall_time"):
-                    raise Dishonest(
-                        f"its report claims {name!r} as {metric.provenance}; only measure may claim a measured metric or a time"
-                    )
-                runner.metrics[name] = metric
-        if quality := self.job.workload.quality:
-            found = quality(runner.step)
-            kind = "simulated" if runner.technique.simulates else "measured"
-            runner.metrics["quality"] = Metric(found.value, found.unit, kind, found.low, found.high, found.source)  # type: ignore[arg-type]
-
     def close(self) -> None:
         """Free every candidate, also those in reference cycles, so that the next cell finds the device empty."""
         for runner in (*self.runners, self.reference, self.copy):
@@ -678,68 +488,12 @@ class _Cell:
         if self.on_cuda:
             torch.cuda.empty_cache()
 
-    def trials(self) -> Trials:
-        """One Trial a technique, and one of the copy of the same bytes."""
-        noise = self._noise_floor()
-        runners = [*self.runners, *([self.copy] if self.copy and self.copy.status == "ok" else [])]
-        return Trials(self._trial(runner, noise) for runner in runners)
-
-    def _noise_floor(self) -> Metric | None:
-        eager = next((r for r in self.runners if r.technique.name == "eager" and r.status == "ok"), None)
-        if eager is None or self.reference is None or self.reference.status != "ok" or not self.blocks:
-            return None
-        value, low, high = stats.ratio_interval(eager.samples, self.reference.samples, stats.LOOK_LEVEL)
-        return Metric(value, "1", "measured", low, high)
-
-    def _trial(self, runner: Runner, noise: Metric | None) -> Trial:
-        technique, job = runner.technique, self.job
-        metrics = dict(runner.metrics)
-        samples: dict[str, tuple[int, ...]] = {}
-        if runner.status == "ok" and runner.samples:
-            name = "simulation_time" if technique.simulates else "time"
-            kind = "simulated" if technique.simulates else "measured"
-            metrics[name] = _seconds(runner.samples)
-            samples[name] = tuple(runner.samples)
-            if self.on_cuda:
-                metrics["wall_time"] = _seconds(runner.wall)
-                samples["wall_time"] = tuple(runner.wall)
-            if runner is not self.copy:
-                if not job.workload.random and technique.contract != "random":
-                    metrics["error"] = Metric(runner.error, "1", kind, source=f"against the {self.oracle_precision} oracle")  # type: ignore[arg-type]
-                if noise:
-                    metrics["noise_floor"] = noise
-                if self.copy and self.copy.status == "ok":
-                    metrics["copy_time"] = Metric(median(self.copy.samples) / 1e9, "s", "measured")
-        chosen = {"cache": job.cache, "blocks": self.blocks, "audits": runner.audits, **work(self.cost)}
-        if math.isfinite(runner.limit):
-            chosen |= {"error_limit": runner.limit, "oracle": self.oracle_precision}
-        return Trial(
-            job.workload.name, technique.name, job.params, technique.knobs, technique.contract, technique.baseline,
-            technique.simulates, target=self.target.name if self.target else "", device=job.device, dtype=job.dtype,
-            seed=job.seed, at=now(), status=runner.status, advice=runner.advice, metrics=metrics, samples=samples,
-            cell=job.cell, process=job.process, chosen=chosen,
-            source=hashes(job.workload, None if runner is self.copy else technique), env=self.environment,
-        )  # fmt: skip
-
 
 def _mostly_faster(again: Sequence[int], new: Sequence[int]) -> bool:
     """Whether all pairs but one are faster, and by a tenth in the middle: noise practically never looks like that."""
     ratios = [a / max(b, 1) for a, b in zip(again, new, strict=True)]
     saved = median(new) - median(again)
     return saved > _WORTH_NS and median(ratios) < 0.9 and sum(ratio < 0.93 for ratio in ratios) >= len(ratios) - 1
-
-
-def _seconds(samples: Sequence[int]) -> Metric:
-    low, high = stats.median_interval(samples, 0.95)
-    return Metric(median(samples) / 1e9, "s", "measured", _finite(low), _finite(high))
-
-
-def _finite(nanoseconds: float) -> float | None:
-    return nanoseconds / 1e9 if math.isfinite(nanoseconds) else None
-
-
-def _same(fn: Callable[..., Any], args: tuple) -> Callable[..., Any]:
-    return fn
 
 
 class _Recast:
@@ -773,32 +527,3 @@ class _Watch:
             error = Dishonest(f"replaced {trick} while it ran: clocks and functions that others use too must stay as they are")
         self.runner.fail(*status_of(error))
         return True
-
-
-def status_of(error: BaseException) -> tuple[Status, str]:
-    """The status of a failure, and a sentence that says what happened and what to do."""
-    text = " ".join(str(error).split())[:400] or type(error).__name__
-    if isinstance(error, Dishonest):
-        return "rejected", text
-    if isinstance(error, Wrong):
-        return "wrong", text
-    if (
-        isinstance(error, torch.OutOfMemoryError | MemoryError)
-        or "not enough memory" in text
-        or "can't allocate memory" in text
-    ):
-        return "out_of_memory", f"ran out of memory: {text.split('. ')[0]}; use a smaller size or a device with more memory"
-    if isinstance(error, Unsupported | NotImplementedError):
-        return "unsupported", text
-    return "failed", f"{type(error).__name__}: {text}"
-
-
-def missing_requirement(technique: Technique, device: str) -> str:
-    """Why a technique can't run here and what to do about it, or ""."""
-    for name in technique.requires:
-        if name == "cuda":
-            if not device.startswith("cuda"):
-                return "needs a CUDA device; pass device='cuda' on a machine with an NVIDIA GPU"
-        elif importlib.util.find_spec(name) is None:
-            return f"needs the package {name.replace('_', '-')}: pip install {name.replace('_', '-')}"
-    return ""

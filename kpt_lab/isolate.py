@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kpt_lab.cell import Job, hashes, measure_cell, now, setup_seconds, status_of
+from kpt_lab.cell import measure_cell
 from kpt_lab.core import Metric, Technique, Trial, Trials
+from kpt_lab.runner import Job, hashes, now, setup_seconds, status_of
 
 _HERE = "runs in this process: {} is defined in a notebook, a script or a closure, which a child process can't import, so it can't be ended if it hangs and counts as one process"
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from kpt_lab.cell import Job, hashes, measure_cell, now, work
+from kpt_lab.cell import measure_cell
 from kpt_lab.core import Metric, Target, Technique, Trial, Trials, Workload, dtype_name, to_dtype
 from kpt_lab.isolate import run_jobs
 from kpt_lab.ranks import ranks_of
+from kpt_lab.runner import Job, hashes, now, work
 from kpt_lab.timer import best_time as best_time
 
 

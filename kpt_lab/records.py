@@ -279,7 +279,7 @@ def _judge(trial: Trial, today: dict[str, str], workload: Workload | None = None
 
 
 def _method() -> int:
-    from kpt_lab.cell import METHOD  # here, because measuring needs more than reading a record does
+    from kpt_lab.runner import METHOD  # here, because measuring needs more than reading a record does
 
     return METHOD
 
