@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -195,15 +196,17 @@ def _cost(stored: Any, example: Any, loss: Any, *, dtype: str, mode: str = "forw
     weights = list(problem.fn.parameters()) if isinstance(problem.fn, torch.nn.Module) else []
     inputs = [t for t in pytree.tree_leaves(problem.inputs[0]) if isinstance(t, torch.Tensor)]
     step, counter, reads = problem.drive(problem.fn), FlopCounterMode(display=False), _Reads([*inputs, *weights])
+    # FlopCounterMode can't follow modules whose inputs are leaves that need a gradient: views of them are none
+    given = pytree.tree_map_only(torch.Tensor, lambda t: t.view_as(t) if t.requires_grad else t, problem.inputs[0])
     with counter, reads:
-        output = step(*problem.inputs[0])
+        output = step(*given)
     width = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
 
     def size(tensor: torch.Tensor, count: int | None = None) -> int:
         return (tensor.numel() if count is None else count) * (width if tensor.is_floating_point() else tensor.element_size())
 
     written = {_storage(t): t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)}
-    moved = sum(size(tensor, reads.count[key]) for key, tensor in reads.known.items())
+    moved = sum(size(tensor, reads.count(key)) for key, tensor in reads.known.items())
     moved += sum(size(tensor) for key, tensor in written.items() if key not in reads.known)  # a view of an input moves nothing
     if isinstance(step, Step):
         moved += 5 * sum(size(p) for p in step.parameters if p.grad is not None)
@@ -216,26 +219,38 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 class _Reads(TorchDispatchMode):
-    """Counts, for each of some tensors, how many of its elements the operations inside surely read: `count` by storage."""
+    """Sees which elements of some tensors, known by their storage, the operations inside surely read."""
 
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         super().__init__()
         self.known = {_storage(t): t for t in tensors}
-        self.count = dict.fromkeys(self.known, 0)
+        self._ranges: dict[int, set[tuple[int, int]]] = {key: set() for key in self.known}
+        self._scattered = dict.fromkeys(self.known, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        used = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and _storage(t) in self.known]
         name = func.overloadpacket.__name__
-        for tensor in used:
-            key = _storage(tensor)
-            if func.is_view or (name in _PICKING and tensor is args[0]):
+        for tensor in pytree.tree_leaves((args, kwargs)):
+            if not isinstance(tensor, torch.Tensor) or (key := _storage(tensor)) not in self.known or func.is_view:
                 continue
-            # of several operations the largest counts, for they may read the same elements
-            self.count[key] = max(self.count[key], min(tensor.numel(), self.known[key].numel()))
-        if name == "embedding" and (key := _storage(args[0])) in self.known:
-            rows = args[1].unique().numel()
-            self.count[key] = max(self.count[key], rows * args[0].shape[-1])
+            used = [(int(n), int(stride)) for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+            count = math.prod(n for n, _ in used) if tensor.numel() else 0
+            if name in _PICKING and tensor is args[0]:
+                picked = args[1].unique().numel() * tensor.shape[-1] if name == "embedding" else 0
+                self._scattered[key] = max(self._scattered[key], picked)
+            elif count == 1 + sum((n - 1) * stride for n, stride in used):  # without gaps
+                start = int(tensor.storage_offset())
+                self._ranges[key].add((start, start + count))
+            else:
+                self._scattered[key] = max(self._scattered[key], count)
         return func(*args, **(kwargs or {}))
+
+    def count(self, key: int) -> int:
+        """Elements read of that storage: ranges joined, or the most of one scattered read, for others may read the same."""
+        total = end = 0
+        for low, high in sorted(self._ranges[key]):
+            total += max(0, high - max(low, end))
+            end = max(end, high)
+        return max(total, self._scattered[key])
 
 
 _PICKING = (
