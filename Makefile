@@ -43,10 +43,15 @@ test: $(STAMP)
 	$(RUN) -m mypy
 	$(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg kpt_lab tests notebooks
 
-# Runs every notebook and stores its outputs, without the widgets' state.
+# Runs every notebook and stores its outputs, without what differs from run to run or from Python to Python: the widgets' state,
+# the times of execution, the kernel's version.
+NOTEBOOKS := find notebooks -name '*.ipynb' -not -path '*/.*' -exec $(RUN)
+KEEP_NAME := import sys, nbformat; [(book := nbformat.read(path, 4), book.metadata.update(language_info={"name": "python"}), \
+	nbformat.write(book, path)) for path in sys.argv[1:]]
 notebooks: $(STAMP)
-	find notebooks -name '*.ipynb' -not -path '*/.*' -exec $(RUN) -m nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.store_widget_state=False {} +
+	$(NOTEBOOKS) -m nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False {} +
+	$(NOTEBOOKS) -c '$(KEEP_NAME)' {} +
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -11,11 +11,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kpt_lab.core import Trial, Trials
-from kpt_lab.ratios import MIN_PROCESSES, Speedup, speedups
+from kpt_lab.ratios import COPY, MIN_PROCESSES, Cell, Speedup, speedups
 from kpt_lab.records import status_of
 from kpt_lab.tables import conditions, markdown
 
 _WORDS = {"FASTER": "is faster than", "SLOWER": "is slower than", "SAME": "is as fast as", "UNCLEAR": "can't be told from"}
+STALE = (
+    "*stale*: the source hash in the record is not today's (the code, or the rule of hashing, changed since); record it again"
+)
 
 
 def answer(trials: Iterable[Trial], technique: str, over: str = "best baseline") -> str:
@@ -25,12 +28,39 @@ def answer(trials: Iterable[Trial], technique: str, over: str = "best baseline")
     """
     found = _formed(trials, technique, over)
     counts = Counter(s.ratio.verdict for s in found)
-    verdicts = ", ".join(f"{counts[name]} {name}" for name in ("FASTER", "SAME", "SLOWER", "UNCLEAR") if counts[name])
-    values = sorted(s.ratio.value for s in found)
-    span = f"{values[0]:.2f}x" if len(found) == 1 else f"{values[0]:.2f}x to {values[-1]:.2f}x"
+    span = _range([s.ratio.value for s in found])
     base = "each cell's best baseline" if over == "best baseline" else over
-    cells = "1 cell" if len(found) == 1 else f"{len(found)} cells"
-    return f"**{technique} against {base}, {cells}: {verdicts}; {span}.** {conditions(found[0].trials)}"
+    return f"**{technique} against {base}, {_cells(found)}: {_counted(counts)}; {span}.** {conditions(found[0].trials)}"
+
+
+def headline(
+    trials: Iterable[Trial], technique: str, overs: Sequence[str] = ("best baseline", "torch.compile max-autotune", COPY)
+) -> str:
+    """A sentence, and a row for each headline cell (6 processes or more): the technique's speedup over each of `overs`.
+
+    Over "copy" it is the share of the speed at which the same bytes are copied. ValueError where no cell is a headline.
+    """
+    by_cell: dict[Cell, dict[str, Speedup]] = {}
+    for over in overs:
+        for s in _formed(trials, technique, over):
+            if s.ratio.processes >= MIN_PROCESSES:
+                by_cell.setdefault(s.cell, {})[over] = s
+    if not by_cell:
+        raise ValueError(
+            f"technique {technique!r} has no cell in {MIN_PROCESSES} fresh processes or more: record with processes=6"
+        )
+    names = {"best baseline": "over the best baseline", COPY: "of the speed of a copy of the same bytes"}
+    names = {over: names.get(over, f"over {over}") for over in overs}
+    parts = []
+    for over in overs:
+        ratios = [found[over].ratio for found in by_cell.values() if over in found]
+        counts = Counter(ratio.verdict for ratio in ratios if ratio)
+        parts.append(f"{_range([r.value for r in ratios if r])} {names[over]} ({_counted(counts)})")
+    firsts = [next(iter(found.values())) for found in by_cell.values()]
+    fewest = min(s.ratio.processes for s in firsts if s.ratio)
+    told = f"**{firsts[0].cell.workload}, {technique}, {_cells(firsts)} in {fewest} fresh processes: {', '.join(parts)}.**"
+    rows = [(inputs(s), *(_over(found.get(over)) for over in overs)) for s, found in zip(firsts, by_cell.values(), strict=True)]
+    return f"{told} {conditions(firsts[0].trials)}\n\n{markdown(('inputs', *names.values()), rows)}"
 
 
 def table(
@@ -46,10 +76,13 @@ def table(
     rows = []
     for s in speedups(trials, over):
         if technique in (None, s.label) and (not verdicts or (s.ratio and s.ratio.verdict in verdicts)):
-            rows.append((s.cell.workload, inputs(s), s.label, *_result(s)))
+            rows.append(((s.cell.workload, inputs(s)), s.label, *_result(s)))
     if not rows:
         return "No cell."
-    return markdown(("operation", "inputs", "technique", "time", "speedup", "over", "verdict", "of the bound"), rows)
+    befores = [None, *(cell for cell, *_ in rows)]  # a cell is named in the first of its rows
+    lines = [(*(("", "") if cell == before else cell), *rest) for before, (cell, *rest) in zip(befores, rows, strict=False)]
+    told = markdown(("operation", "inputs", "technique", "time", "speedup", "over", "verdict", "of the bound"), lines)
+    return f"{told}\n\n{STALE}." if any("*stale*" in line[-2] for line in lines) else told
 
 
 def ledger(trials: Iterable[Trial], technique: str, over: str = "best baseline") -> str:
@@ -83,6 +116,31 @@ def _formed(trials: Iterable[Trial], technique: str, over: str) -> list[Any]:
     return formed
 
 
+def _cells(found: Sequence[Speedup]) -> str:
+    return "1 cell" if len(found) == 1 else f"{len(found)} cells"
+
+
+def _counted(counts: Counter[Any]) -> str:
+    return ", ".join(f"{counts[name]} {name}" for name in ("FASTER", "SAME", "SLOWER", "UNCLEAR") if counts[name])
+
+
+def _range(values: Sequence[float]) -> str:
+    ends = [f"{min(values):.2f}x", f"{max(values):.2f}x"]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def _over(found: Speedup | None) -> str:
+    """A speedup in one cell of a table: value, interval, verdict, and over what."""
+    if found is None or found.ratio is None:
+        return ""
+    base = found.over[0].label
+    return f"{_whole(_span(found.ratio))} {found.ratio.verdict}" + ("" if base == COPY else f", {base}") + _stale(found)
+
+
+def _stale(found: Speedup) -> str:
+    return ", *stale*" if "stale" in {status_of(t) for t in (found.trials[0], *found.over[:1])} else ""
+
+
 def _span(ratio: Any) -> str:
     if ratio.low == ratio.high:
         return f"{ratio.value:.2f}x"
@@ -94,16 +152,23 @@ def _span(ratio: Any) -> str:
 def _result(found: Speedup) -> tuple[str, ...]:
     """Time, speedup, baseline, verdict and share of the bound; or status and advice where there is no ratio."""
     good = found.trials.ok
-    if found.ratio is None or not good:
-        bad = next((t for t in found.trials if t.status != "ok"), found.trials[0])
+    if not good:
+        bad = found.trials[0]
         return "", "", "", f"{bad.status}: {bad.advice or found.reason}", ""
     times = sorted(t.time for t in good)
-    time = times[len(times) // 2]
     bound = good[0].metrics.get("bound")
-    share = f"{bound.value / time:.0%}" if bound else ""
+    share = f"{bound.value / times[len(times) // 2]:.0%}" if bound else ""
+    time = _whole(f"{times[len(times) // 2] * 1e6:.1f} µs")
+    if found.ratio is None:
+        return time, "", "", found.reason, share
     if found.over and found.over[0].label == found.label:
-        return f"{time * 1e6:.1f} µs", "", "", "the baseline", share
-    return f"{time * 1e6:.1f} µs", _span(found.ratio), found.over[0].label, found.ratio.verdict, share
+        return time, "", "", "the baseline", share
+    return time, _whole(_span(found.ratio)), found.over[0].label, found.ratio.verdict + _stale(found), share
+
+
+def _whole(text: str) -> str:
+    """The text with spaces that don't break at the end of a line."""
+    return text.replace(" ", "\u00a0")
 
 
 def _not_shown(found: Any) -> list[str]:
@@ -112,8 +177,8 @@ def _not_shown(found: Any) -> list[str]:
         missing.append("which of the two is faster")
     if found.ratio.processes < MIN_PROCESSES:
         missing.append("what a restart of the process changes")
-    if "stale" in {status_of(found.trials[0]), status_of(found.over[0])}:
-        missing.append("that today's code does this: it was edited since")
+    if _stale(found):
+        missing.append(f"that today's code does this; {STALE}")
     if found.trials[0].chosen.get("cache") == "cold":
         missing.append("inputs that are in the cache already")
     return [*missing, "other shapes, other machines, a whole model"]

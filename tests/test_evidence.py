@@ -37,7 +37,8 @@ def cell(ours: int, theirs: int, processes: int = 1) -> Trials:
 
 
 def rows(markdown: str) -> list[list[str]]:
-    return [[part.strip() for part in line.strip("|").split("|")] for line in markdown.splitlines()[2:]]
+    lines = markdown.replace("\u00a0", " ").splitlines()[2:]
+    return [[part.strip() for part in line.strip("|").split("|")] for line in lines]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,29 @@ def test_what_did_not_run_says_why() -> None:
         evidence.ledger(trials, "ours")
 
 
+def test_what_has_no_ratio_keeps_its_time_and_the_reason() -> None:
+    failed = trial("theirs", 1, status="failed", advice="too wide", metrics={}, samples={})
+    trials = Trials((trial("eager", 200_000, baseline=True), trial("ours", 100_000), failed))
+    ((*cells, label, time, ratio, over, why, share),) = rows(evidence.table(trials, "ours", over="theirs"))
+    assert (cells, label, time, ratio, over, share) == (
+        ["op.forward", "rows 4, float32, cold cache"],
+        "ours",
+        "100.0 µs",
+        "",
+        "",
+        "50%",
+    )
+    assert "too wide" in why
+    assert "ok" not in why
+
+
+def test_a_cell_is_named_once() -> None:
+    assert [row[:2] for row in rows(evidence.table(cell(100_000, 200_000)))] == [
+        ["op.forward", "rows 4, float32, cold cache"],
+        ["", ""],
+    ]
+
+
 def test_rows_are_chosen_by_label_and_verdict() -> None:
     trials = cell(100_000, 200_000)
     assert [row[2] for row in rows(evidence.table(trials, "eager"))] == ["eager"]
@@ -92,3 +116,34 @@ def test_rows_are_chosen_by_label_and_verdict() -> None:
     for name in ("theirs", "eager"):
         with pytest.raises(ValueError, match=name):
             evidence.answer(trials, name)
+
+
+def test_a_headline_says_all_ratios_of_six_processes() -> None:
+    trials = cell(100_000, 200_000, processes=6)
+    sentence, _, *table = evidence.headline(trials, "ours", ("best baseline", "copy")).splitlines()
+    assert (
+        "op.forward, ours, 1 cell in 6 fresh processes: 2.00x over the best baseline (1 FASTER), 0.80x of the speed" in sentence
+    )
+    ((_, best, copied),) = rows("\n".join(table))
+    assert best == "2.00x FASTER, eager"
+    assert copied == "0.80x SLOWER"
+
+
+@pytest.mark.parametrize(("processes", "over", "match"), [(5, "copy", "no cell in 6 fresh"), (6, "theirs", "theirs")])
+def test_no_headline_where_there_is_none(processes: int, over: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        evidence.headline(cell(100_000, 200_000, processes), "ours", (over,))
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_what_was_edited_since_is_marked_stale(edited: bool) -> None:
+    from kpt_lab import baselines
+
+    stamp = {"technique": "0" * 12, "technique_at": "kpt_lab.baselines:compiled", "workload": "", "workload_at": ""}
+    mine = trial(baselines.compiled.label, 100_000, source=stamp if edited else {})
+    trials = Trials((trial("eager", 200_000, baseline=True), mine))
+    told = evidence.table(trials)
+    assert ("FASTER, *stale* |" in told) is edited
+    assert told.endswith(f"\n\n{evidence.STALE}.") is edited
+    ((*_, missing),) = rows(evidence.ledger(trials, baselines.compiled.label))
+    assert (evidence.STALE in missing) is edited

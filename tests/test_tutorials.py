@@ -11,10 +11,12 @@ from nbformat import NotebookNode
 
 import kpt_lab as kpt
 from kpt_lab import pitfalls
+from kpt_lab.ratios import speedups
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path for path in ROOT.glob("notebooks/**/*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 TRUST = ROOT / "notebooks/phase1/01_can_you_trust_a_speedup.ipynb"
+MEMORY = ROOT / "notebooks/phase1/02_memory_bound_ops.ipynb"
 # what may hold digits: code, links, names with digits, the parts' and exercises' numbers, and everything after "References"
 ALLOWED = re.compile(r"`[^`]*`|\[[^]]*\]\([^)]*\)|\b(?:H100|float\d+|bfloat16)\b|^#+ .*$|^\d+\. ", re.MULTILINE)
 
@@ -84,3 +86,40 @@ def test_the_simulated_count_is_what_the_library_gives() -> None:
     told = outputs(nbformat.read(TRUST, as_version=4), "chosen")
     found = [pitfalls.chosen_winner_is_faster(20, range(500), corrected=c, blocks=30) for c in (False, True)]
     assert f"called faster in {found[0]} of 500 experiments, corrected in {found[1]}" in told
+
+
+def test_the_headline_follows_from_its_records() -> None:
+    recorded = kpt.load(MEMORY.parent / "results").where(
+        device="cuda", workload="softmax.forward", rows=16384, dtype="bfloat16"
+    )
+    told = outputs(nbformat.read(MEMORY, as_version=4), "answer").replace("\u00a0", " ")
+    widths = sorted({trial.params["cols"] for trial in recorded})
+    assert len(widths) >= 3
+    for cols in widths:
+        row = next(line for line in told.splitlines() if f"cols {cols}," in line)
+        mine, compiled, copy = (
+            recorded.where(cols=cols, label=name) for name in ("kpt triton", "torch.compile max-autotune", "copy")
+        )
+        assert len(mine) >= 6
+        for part, over in zip(row.strip("|").split("|")[2:], (compiled, copy), strict=True):
+            ratio = kpt.speedup(mine, over)
+            assert part.strip().startswith(f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}] {ratio.verdict}")
+
+
+def test_losses_are_on_the_page() -> None:
+    """Each cell in which our softmax is slower than a copy of the same bytes has its line."""
+    recorded = kpt.load(MEMORY.parent / "results").where(device="cuda", label=["kpt triton", "copy"])
+    slower = [s for s in speedups(recorded, over="copy") if s.ratio and s.ratio.verdict == "SLOWER"]
+    lines = outputs(nbformat.read(MEMORY, as_version=4), "loses-copy").replace("\u00a0", " ").splitlines()[2:]
+    assert len(lines) >= len(slower) >= 1
+    for found in slower:
+        assert any(
+            f"cols {dict(found.cell.params)['cols']}," in line and f"{found.ratio.value:.2f}x [" in line for line in lines
+        )
+
+
+def test_what_is_not_recorded_says_how_to_record_it() -> None:
+    told = outputs(nbformat.read(MEMORY, as_version=4), "answer")
+    recorded = kpt.load(MEMORY.parent / "results").where(device="cuda", workload="gelu.forward")
+    assert ("gelu.forward, kpt triton" in told) is bool(recorded)
+    assert ("kpt-lab record kernels.gelu --out notebooks/phase1/results" in told) is (not recorded)
