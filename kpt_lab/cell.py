@@ -442,7 +442,8 @@ class _Cell:
         """Time calls on new values against calls on values just seen, where a large gap is a cache by value; audit some more."""
         for runner in [r for r in self.runners if r.status == "ok"]:
             self.say(runner.technique.label, "probing")
-            if self._faster_when_repeated(runner) and self._faster_when_repeated(runner) and runner.status == "ok":
+            suspected = self._faster_when_repeated(runner, hurry=True)
+            if suspected and all(self._faster_when_repeated(runner) for _ in range(2)) and runner.status == "ok":
                 runner.fail(
                     "rejected",
                     "much faster on values that it has just seen than on new ones: its result is cached by value, "
@@ -455,14 +456,14 @@ class _Cell:
                     break
                 self._turn(runner, audit=True)
 
-    def _faster_when_repeated(self, runner: Runner) -> bool:
-        """Rank 0's finding over pairs of calls; a saving below a few microseconds is nothing to cheat for."""
+    def _faster_when_repeated(self, runner: Runner, hurry: bool = False) -> bool:
+        """Rank 0's finding over pairs of calls, fewer of them where a hurry and the budget say so."""
         if not runner.buffers or runner.reset:
             return False
         times: dict[str, list[int]] = {"new": [], "rewritten": [], "untouched": []}
         start = timer.now()
         while len(times["new"]) < _REPEATS:
-            spent = (timer.now() - start) / 1e9 >= self.job.budget / 8
+            spent = hurry and (timer.now() - start) / 1e9 >= self.job.budget / 8
             if self.ranks.decide(spent and len(times["new"]) >= 7):
                 break
             self._turn(runner)  # so that all follow the same kind of call
