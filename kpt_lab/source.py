@@ -148,6 +148,7 @@ class _Walk:
         classes, settings = pickled(value)
         self.items.add(f"{name} pickle {settings!r}")
         for home, top in classes:
+            self._take_in(home)
             if self._inside(home) and (module := self._module(home)) and top.split(".")[0] in module.bindings:
                 self.add_name(home, top.split(".")[0])
             elif self._inside(home) and isinstance(live := getattr(sys.modules.get(home), top, None), type):
@@ -155,11 +156,16 @@ class _Walk:
             else:
                 self.items.add(f"{name} class {home}.{top}")
 
+    def _take_in(self, home: str) -> None:
+        """Code that was handed over as an object is the user's own: what its module reaches counts as well."""
+        if not is_library(home):
+            self._roots |= {home.split(".")[0]} - _STOPS
+
     def _add_function(self, fn: types.FunctionType) -> None:
         home, code = fn.__globals__.get("__name__", ""), fn.__code__
         if hasattr(fn, "__wrapped__"):
             self.add_object(fn.__wrapped__)
-        self._roots = self._roots or {home.split(".")[0]} - _STOPS
+        self._take_in(home)
         if not self._inside(home):
             self.items.add(f"function {home}.{code.co_qualname}")
             return
@@ -289,7 +295,7 @@ class _Walk:
         if top == "kpt_lab" or top in self._roots:
             return True
         # the package's own code is followed inside the package only: a peer's source isn't on every reader's machine
-        return self._roots != {"kpt_lab"} and not is_library(module_name)
+        return bool(self._roots - {"kpt_lab"}) and not is_library(module_name)
 
     def _module(self, module_name: str) -> Module | None:
         return module_source(module_name) if module_name and self._inside(module_name) else None
