@@ -253,7 +253,9 @@ def sequential_verdict(
 
     The caller looks after each of LOOKS blocks and stops unless the verdict is UNCLEAR. A difference beyond MARGIN is claimed
     only where the interval at a thousandth of the look's error level (99.999% for 99%) excludes 1 as well; otherwise that
-    wider interval is returned, so that interval and verdict always agree. It keeps noisy early looks from announcing large
+    wider interval is returned, so that interval and verdict always agree. A median within MARGIN is claimed as no difference
+    either, its interval being widened to 1: copies of one function in one process differ by as much, from where their memory
+    lies, and only restarts tell that from a real difference. It keeps noisy early looks from announcing large
     differences that are not there, and costs true ones few blocks.
     """
     _check_level(level)
@@ -264,6 +266,8 @@ def sequential_verdict(
         _, wide_low, wide_high = _ratio(logs, 1 - _CLAIM * (1 - level), dependence)
         if wide_low <= 1 <= wide_high:
             low, high = wide_low, wide_high
+    if abs(median - 1) <= MARGIN and verdict(low, high) in ("FASTER", "SLOWER"):
+        low, high = min(low, 1.0), max(high, 1.0)
     return median, low, high, verdict(low, high)
 
 
