@@ -63,7 +63,7 @@ _TRICKS: tuple[tuple[Technique, tuple[str, ...]], ...] = (
 )
 
 _WRITTEN_AFTERWARDS: tuple[tuple[Technique, tuple[str, ...]], ...] = (
-    (_afterwards.interop_future, ("thread", "after the call")),
+    (_afterwards.interop_future, ("thread", "after the call", "side stream")),
     (_afterwards.works_ahead, ("hook", "outside the clock", "setprofile")),
     (_afterwards.packed_weights, ("first input", "earlier call", "cached")),
     (_afterwards.knows_the_blend, ("blend", "work was skipped")),
