@@ -1,5 +1,6 @@
 # make lab    set up .venv, then start JupyterLab on notebooks/index.ipynb
-# make test   the same set-up, then every check that the project has
+# make test   the same set-up, then every check that the project has, but those in a browser
+# make e2e    the checks in a browser, on the site that `make site` built; needs Chromium (apt-get install chromium)
 #
 # Variables: PYTHON=python3.12 (3.11 or newer), UV=1 (install with uv, which must be on the PATH),
 # LAB_ARGS="--port 8899 --no-browser" (passed on to JupyterLab).
@@ -17,7 +18,7 @@ STAMP := $(VENV)/.set-up
 NO_DISPLAY := $(if $(filter Linux,$(shell uname -s)),$(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser))
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test notebooks clean
+.PHONY: help lab test e2e notebooks clean
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
@@ -27,12 +28,18 @@ $(STAMP): pyproject.toml constraints.txt
 	$(MAKE) --no-print-directory install-with-$(CLIENT)
 	@touch $@
 
+# what only some targets need: $(VENV)/.set-up-e2e installs the extra e2e
+$(VENV)/.set-up-%: $(STAMP)
+	$(MAKE) --no-print-directory install-with-$(CLIENT) EXTRA=$*
+	@touch $@
+
+EXTRA ?= test
 .PHONY: install-with-pip install-with-uv
 install-with-pip:
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRA)]'
 install-with-uv:
-	uv pip install --quiet --python $(RUN) --constraint constraints.txt --editable '.[test]'
+	uv pip install --quiet --python $(RUN) --constraint constraints.txt --editable '.[$(EXTRA)]'
 
 lab: $(STAMP)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/index.ipynb $(NO_DISPLAY) $(AS_ROOT) $(LAB_ARGS)
@@ -42,6 +49,10 @@ test: $(STAMP)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg kpt_lab tests notebooks
+
+# KPT_LAB_E2E_ALL=1 make e2e    runs all notebooks in JupyterLab, not only three
+e2e: $(VENV)/.set-up-e2e
+	$(RUN) -m pytest tests/e2e
 
 # Runs every notebook and stores its outputs, without what differs from run to run or from Python to Python: the widgets' state,
 # the times of execution, the kernel's version.
