@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
-
 RESULTS = Path(__file__).parents[2] / "test-results"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Debian's Chromium as root in a container, without what it sends home on its own
@@ -66,11 +64,11 @@ class Watched:
 
 
 def browser_path() -> str:
-    """Where Chromium is, or a sentence that says how to get it."""
+    """Where Chromium is; FileNotFoundError with a sentence that says how to get it."""
     chosen = os.environ.get("KPT_LAB_CHROMIUM")
     if chosen and not shutil.which(chosen):
-        pytest.exit(f"KPT_LAB_CHROMIUM is {chosen!r}, which is no program; name a Chromium or Chrome, or unset it", 2)
+        raise FileNotFoundError(f"KPT_LAB_CHROMIUM is {chosen!r}, which is no program; name a Chromium or Chrome, or unset it")
     found = chosen or next(filter(None, map(shutil.which, BROWSERS)), None)
     if not found:
-        pytest.exit("the browser tests found no Chromium: apt-get install chromium, or set KPT_LAB_CHROMIUM", 2)
+        raise FileNotFoundError("no Chromium was found: apt-get install chromium, or name one in KPT_LAB_CHROMIUM")
     return found

@@ -43,8 +43,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
+    try:
+        path = browser_path()
+    except FileNotFoundError as missing:
+        pytest.exit(str(missing), 2)
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=browser_path(), args=list(FLAGS))
+        running = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield running
         running.close()
 

@@ -1,0 +1,76 @@
+"""A view in a page, used as a reader uses it: by the labels of its controls and by keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# All that is drawn: every shape's geometry and every word, so that any change of the figure changes it.
+DRAWN = """root => [...root.querySelectorAll('svg, svg *')].map(shape =>
+  ['d', 'x', 'y', 'x1', 'x2', 'y1', 'y2', 'cx', 'cy', 'width', 'height', 'points', 'transform', 'fill', 'style', 'class']
+    .map(name => shape.getAttribute(name) ?? '').join(' ')
+  + (shape.childElementCount ? '' : shape.textContent)).join('\\n')"""
+CHANGED = f"([root, before]) => root.isConnected && ({DRAWN})(root) !== before"
+SETTLE = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
+class View:
+    """One view: the element that holds its controls and its figure."""
+
+    def __init__(self, root: Any) -> None:
+        self.root, self.page = root, root.page
+        self.root.locator("svg").first.wait_for()
+
+    def drawn(self) -> str:
+        """The figure's geometry and words as one text."""
+        self.page.evaluate(SETTLE)
+        return str(self.root.evaluate(DRAWN))
+
+    def changes(self, before: str) -> None:
+        """Wait until the figure is another than it was."""
+        self.page.wait_for_function(CHANGED, arg=[self.root.element_handle(), before])
+
+    def control(self, label: str) -> Any:
+        return self.root.get_by_label(label, exact=True)
+
+    def labels(self, kind: str) -> list[str]:
+        """The labels of the controls of a kind ("select", "range", "checkbox") that can be used now, in order."""
+        found = "select" if kind == "select" else f"input[type={kind}]"
+        script = (
+            f"root => [...root.querySelectorAll('{found}')].filter(box => !box.disabled).map(box => box.labels[0].textContent)"
+        )
+        return list(self.root.evaluate(script))
+
+    def options(self, label: str) -> list[str]:
+        """What a select offers now."""
+        return list(self.control(label).locator("option:not([disabled])").all_text_contents())
+
+    def chosen(self, label: str) -> str:
+        return str(self.control(label).evaluate("box => box.selectedOptions[0].textContent"))
+
+    def choose(self, label: str, option: str) -> None:
+        """Choose another option and wait for the figure."""
+        before = self.drawn()
+        self.control(label).select_option(label=option)
+        self.changes(before)
+
+    def choose_another(self, label: str) -> str:
+        """Choose the first option of a select that isn't chosen, wait for the figure; returns it."""
+        present = self.chosen(label)
+        option = next(option for option in self.options(label) if option != present)
+        self.choose(label, option)
+        return option
+
+    def press(self, label: str, key: str) -> None:
+        """Press a key on a control, and wait for the figure."""
+        before = self.drawn()
+        self.control(label).focus()
+        self.page.keyboard.press(key)
+        self.changes(before)
+
+    def step(self, label: str) -> int:
+        """Move a slider one stop by the keyboard, away from its end, and wait for the figure; returns its new index."""
+        box = self.control(label)
+        at, most = int(box.input_value()), int(box.get_attribute("max"))
+        self.press(label, "ArrowRight" if at < most else "ArrowLeft")
+        assert abs(int(box.input_value()) - at) == 1
+        return int(box.input_value())
