@@ -2,12 +2,14 @@
 
 What it costs: softmax does about 5 FLOPs an element and moves 4 bytes (bfloat16), so memory sets its time. Eager PyTorch and
 torch.compile read long rows two or three times. Rows of up to 128 KiB stay in one program's registers here, in their own
-16-bit form where needed; longer ones are read twice, the second time from cache where it still holds them.
+16-bit form where needed; longer ones are read twice, the second time from cache where it still holds them. On Hopper and later
+each program asks L2 for a row that another will need soon, so that memory never waits for the arithmetic.
 Where it loses: fewer rows than the device has multiprocessors (a row is never split), and sizes whose time is the launch.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +21,8 @@ from kpt_lab.kernels import jit, tl
 
 HELD = 128 * 1024  # bytes of row that one program keeps: half of a multiprocessor's 256 KiB of registers (H100, A100)
 LONG_BLOCK = 8192  # columns at a time where a row is read twice
+AHEAD = 16 * 1024  # bytes per multiprocessor that a program runs ahead of itself when it prefetches: fit, on an H100
+PREFETCHED = range(2 * 1024, HELD + 1)  # bytes of row for which prefetching was faster there
 
 
 def softmax(x: torch.Tensor) -> torch.Tensor:
@@ -79,11 +83,36 @@ def _exp(x):
 
 
 @jit
+def _prefetch(pointer, size):
+    # One thread asks for `size` bytes to come into L2. Both must be multiples of 16; nothing waits for it.
+    tl.inline_asm_elementwise(
+        """{
+        .reg .pred first;
+        .reg .u32 thread;
+        mov.u32 thread, %tid.x;
+        setp.eq.u32 first, thread, 0;
+        @first cp.async.bulk.prefetch.L2.global [$1], $2;
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,r", [pointer.to(tl.int64), size], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@jit
 def _forward_rows(
-    x_ptr, y_ptr, rows, groups, stride,
+    x_ptr, y_ptr, rows, groups, stride, ahead,
     VEC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr, PACKED: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):  # fmt: skip
-    """ROWS whole rows a program, held in registers between the one read and the one write."""
+    """ROWS whole rows a program, held in registers between the one read and the one write.
+
+    With PREFETCH (and ROWS 1) each program first asks for the row `ahead` of its own, so that memory has reads to do while
+    the programs that are resident reduce and write.
+    """
+    if PREFETCH:
+        later = tl.program_id(0).to(tl.int64) + ahead
+        if later < rows:
+            _prefetch(x_ptr + later * stride * VEC, groups * (VEC * x_ptr.dtype.element_ty.primitive_bitwidth // 8))
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     mask = (row < rows) & (column < groups * VEC)
@@ -202,6 +231,23 @@ def _rows_of(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
+@functools.cache
+def _fetchers(device: int) -> int:
+    """Multiprocessors of a CUDA device that can prefetch into L2 in bulk (compute capability 9.0 and up), else 0."""
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count if torch.version.cuda and properties.major >= 9 else 0
+
+
+def rows_ahead(x: torch.Tensor) -> int:
+    """How many rows ahead of its own a program prefetches of x (rows, cols): 0 where that isn't possible or wasn't faster."""
+    size = x.shape[1] * x.element_size()
+    if not x.is_cuda or kernels.INTERPRETED or size not in PREFETCHED:
+        return 0
+    if size % 16 or x.stride(0) * x.element_size() % 16 or x.data_ptr() % 16:
+        return 0
+    return _fetchers(x.device.index) * AHEAD // size
+
+
 def run_forward(x: torch.Tensor, y: torch.Tensor, launch: Launch | None = None) -> None:
     """Write softmax(x) into y: x of shape (rows, cols) with adjacent columns, y contiguous."""
     rows, cols = x.shape
@@ -213,7 +259,9 @@ def run_forward(x: torch.Tensor, y: torch.Tensor, launch: Launch | None = None) 
             _forward_long[(rows,)](x, y, *sizes, vec, launch.block, wide, num_warps=launch.warps)
         else:
             grid = (-(-rows // launch.rows),)
-            _forward_rows[grid](x, y, rows, *sizes, vec, launch.rows, launch.block, wide, launch.packed, num_warps=launch.warps)
+            ahead = rows_ahead(x) if launch.rows == 1 else 0
+            constants = vec, launch.rows, launch.block, wide, launch.packed, ahead > 0
+            _forward_rows[grid](x, y, rows, *sizes, ahead, *constants, num_warps=launch.warps)
 
 
 def run_backward(dy: torch.Tensor, y: torch.Tensor, dx: torch.Tensor, launch: Launch | None = None) -> None:
