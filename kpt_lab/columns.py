@@ -5,18 +5,16 @@ Every ratio, interval and verdict is formed here, by `kpt_lab.ratios`: the front
 
 from __future__ import annotations
 
+import contextlib
 import math
-import shlex
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple, get_args
 
 from kpt_lab import panels, records
-from kpt_lab.core import Metric, Provenance, Status, Target, Trial, Trials, Verdict
-from kpt_lab.environment import environment
-from kpt_lab.hardware import targets
-from kpt_lab.ratios import COPY, Cell, Speedup, cells, speedups
+from kpt_lab.conditions import bound_of, ceilings, command, device_name, elsewhere, fits_cache, number, where, work_of
+from kpt_lab.core import Incomparable, Metric, Provenance, Status, Trial, Trials, Verdict
+from kpt_lab.ratios import COPY, Cell, Speedup, cells, compare, speedup, speedups
 
 SCHEMA = 1
 BEST = "best baseline"
@@ -28,6 +26,9 @@ OF_CELL = ("bound", "noise_floor", "copy_time")
 
 STALE = "The code of this technique, of its workload or of the measuring changed after this was recorded: record it again."
 UNKNOWN = "The code that was measured can't be found here, so whether it changed since is unknown."
+LIMIT = "At most this, if nothing is faster than the bound"
+OWN = "If both ran at the bounds of their own arithmetic; modelled"
+CACHED = "; this work may stay in a cache, and then the bound can be beaten"
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 STATUSES: tuple[str, ...] = get_args(Status)
 PROVENANCES: tuple[str, ...] = get_args(Provenance)
@@ -53,7 +54,7 @@ def columns(
     book = _Book(labels, pieces)
     for piece in pieces:
         book.add(piece)
-    metrics = {name: book.rows["metrics"][name] for name in _ordered_metrics(book.units)}
+    book.rows["metrics"] = {name: book.rows["metrics"][name] for name in _ordered_metrics(book.units)}
     return {
         "schema": SCHEMA,
         "title": title,
@@ -67,20 +68,32 @@ def columns(
         "provenances": list(PROVENANCES),
         "texts": book.texts.found,
         "environments": book.environments,
-        "metrics": {name: {"unit": book.units[name]} for name in metrics},
+        "metrics": {name: {"unit": book.units[name]} for name in book.rows["metrics"]},
         "overs": list(chosen),
-        "ceilings": _ceilings(pieces),
-        "cells": book.cells,
-        "rows": {**book.rows, "metrics": metrics},
+        "ceilings": book.ceilings,
+        "cells": _short(book.cells, ("workload",)),
+        "rows": _short(book.rows, ("cell",)),
     }
 
 
+def _short(columns: dict[str, Any], whole: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A column whose entries are all the same becomes that entry; the columns in `whole`, which tell the length, stay."""
+    found: dict[str, Any] = {}
+    for name, column in columns.items():
+        if isinstance(column, dict):
+            found[name] = _short(column)
+        else:
+            same = column and name not in whole and all(v == column[0] and type(v) is type(column[0]) for v in column)
+            found[name] = column[0] if same else column
+    return found
+
+
 class _Piece(NamedTuple):
-    """One cell: its techniques' Trials by label, their Speedups by `over`, and whether each label is stale."""
+    """One cell: its techniques' Trials by label, their Speedups by `over` and label, and which labels' code changed."""
 
     cell: Cell
     by_label: dict[str, Trials]
-    speedups: dict[str, list[Speedup]]
+    speedups: dict[str, dict[str, Speedup]]
     judged: dict[str, str]
 
     @property
@@ -106,22 +119,22 @@ def _overs(trials: Trials, labels: Sequence[str], overs: Sequence[str] | None) -
 
 def _pieces(trials: Trials, overs: tuple[str, ...], kept: Kept) -> list[_Piece]:
     """The cells in order, each formed anew only where it holds a Trial that `kept` doesn't know."""
-    found = []
+    keys: dict[Cell, Any] = {}
+    new: list[tuple[Any, Cell, dict[str, Trials], Trials]] = []
     for cell, by_label in cells(trials).items():
         held = Trials(t for group in by_label.values() for t in group)
-        key = (overs, *map(id, held))
-        if key not in kept:
-            kept[key] = _piece(cell, by_label, held, overs), held  # `held` keeps those ids from being given anew
-        found.append(kept[key][0]._replace(cell=cell))
-    return sorted(found, key=lambda piece: _order(piece.cell))
-
-
-def _piece(cell: Cell, by_label: dict[str, Trials], held: Trials, overs: Sequence[str]) -> _Piece:
-    judged = dict.fromkeys(by_label, "")
-    for trial, status in zip(held, records.statuses(held), strict=True):
-        if status in ("stale", "unknown source") and judged[trial.label] != "stale":
-            judged[trial.label] = status
-    return _Piece(cell, by_label, {over: speedups(held, over) for over in overs}, judged)
+        keys[cell] = overs, *map(id, held)
+        if keys[cell] not in kept:
+            new.append((keys[cell], cell, by_label, held))
+    statuses = iter(records.statuses(t for _, _, _, held in new for t in held))
+    for key, cell, by_label, held in new:
+        judged = dict.fromkeys(by_label, "")
+        for trial, status in zip(held, statuses, strict=False):
+            if status in ("stale", "unknown source") and judged[trial.label] != "stale":
+                judged[trial.label] = status
+        formed = {over: {s.label: s for s in speedups(held, over)} for over in overs}
+        kept[key] = _Piece(cell, by_label, formed, judged)  # it holds the Trials, so that no other gets one of those ids
+    return [kept[keys[cell]]._replace(cell=cell) for cell in sorted(keys, key=_order)]
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:
@@ -133,14 +146,6 @@ def _order(cell: Cell) -> tuple[Any, ...]:
 def _rank(value: Any) -> tuple[int, float, str]:
     number = isinstance(value, int | float) and math.isfinite(value)
     return (0, value, "") if number else (1, 0.0, str(value))
-
-
-def number(value: float | None) -> float | int | None:
-    """The number at 5 significant digits, whole ones as int, or None where it is missing or not finite: JSON has no NaN."""
-    if value is None or not math.isfinite(value):
-        return None
-    rounded = float(f"{value:.5g}")
-    return int(rounded) if abs(rounded) < 1e15 and rounded == int(rounded) else rounded
 
 
 # ---- filling the columns
@@ -176,31 +181,38 @@ class _Book:
         self.dtypes = list(dict.fromkeys(cell.dtype for cell in found))
         self.targets = list(dict.fromkeys(self.device[cell] for cell in found))
         self.texts, self.environments, self.units = _Texts(), list[dict[str, str]](), dict[str, str]()
+        on: dict[str, list[Trials]] = {}
+        for piece in pieces:
+            on.setdefault(piece.cell.target, []).append(piece.trials)
+        self.ceilings = ceilings(on)
         params = dict.fromkeys(name for cell in found for name, _ in cell.params)
         self.cells: dict[str, Any] = {name: [] for name in _CELL}
         self.cells["params"] = {name: [] for name in params}
-        self.rows: dict[str, Any] = {name: [] for name in _ROW} | {"metrics": {}, "ratios": {}}
         overs = pieces[0].speedups if pieces else {}
+        self.cells["predicted"] = {over: {"value": [], "text": [], "copy": []} for over in overs}
+        self.rows: dict[str, Any] = {name: [] for name in _ROW} | {"metrics": {}, "ratios": {}}
         self.rows["ratios"] = {over: {name: [] for name in _RATIO} for over in overs}
+        self.rows["predicted"] = {over: {"value": [], "text": []} for over in overs}
 
     def add(self, piece: _Piece) -> None:
         """Fill in one cell and a row for each of its techniques; a cell that holds nothing but the copy has none."""
         shown = [label for label in self.labels if label in piece.by_label]
         if not shown:
             return
-        index = len(self.cells["workload"])
-        self._cell(piece)
+        index, bound = len(self.cells["workload"]), bound_of(piece.trials)
+        self._cell(piece, bound)
         for label in shown:
             self._row(index, label, piece)
-        for over, found in piece.speedups.items():
-            by_label = {s.label: s for s in found}
+            self._metrics(piece.by_label[label], bound)
+        for over, by_label in piece.speedups.items():
+            self._limit(self.cells["predicted"][over], piece, over, bound)
             for label in shown:
-                self._ratio(self.rows["ratios"][over], by_label[label], piece)
+                self._ratio(self.rows["ratios"][over], by_label[label])
+                self._predicted(self.rows["predicted"][over], by_label[label])
 
-    def _cell(self, piece: _Piece) -> None:
+    def _cell(self, piece: _Piece, bound: Metric | None) -> None:
         cell, trials = piece.cell, piece.trials
-        work, traffic = _work(trials)
-        bound = _bound(trials)
+        work, traffic = work_of(trials)
         given = dict(cell.params)
         for name, column in self.cells["params"].items():
             column.append(_scalar(given[name]) if name in given else None)
@@ -210,6 +222,7 @@ class _Book:
             "workload": self.workloads.index(cell.workload),
             "dtype": self.dtypes.index(cell.dtype),
             "target": self.targets.index(self.device[cell]),
+            "ceiling": next((i for i, c in enumerate(self.ceilings) if c["name"] == cell.target), -1),
             "environment": self._environment(trials[0]),
             "bound": number(bound.value if bound else None),
             "bound_source": self.texts(f"{bound.provenance}: {bound.source or 'no source given'}" if bound else ""),
@@ -227,7 +240,7 @@ class _Book:
             self.cells[name].append(value)
 
     def _environment(self, trial: Trial) -> int:
-        entry = {"text": _conditions(trial), "device": _device_name(trial), "elsewhere": _elsewhere(trial)}
+        entry = {"text": where(trial), "device": device_name(trial), "elsewhere": elsewhere(trial)}
         if entry not in self.environments:
             self.environments.append(entry)
         return self.environments.index(entry)
@@ -250,9 +263,10 @@ class _Book:
         }
         for name, value in values.items():
             self.rows[name].append(value)
-        self._metrics(group.ok if bad.status == "ok" else Trials(), _bound(piece.trials))
 
     def _metrics(self, group: Trials, bound: Metric | None) -> None:
+        if len(group.ok) < len(group):  # a technique that failed in one process has no numbers
+            group = Trials()
         before = len(self.rows["cell"]) - 1
         names = dict.fromkeys(name for t in group for name in t.metrics if name not in OF_CELL)
         own = next((t.metrics["bound"] for t in group if "bound" in t.metrics), None)
@@ -271,7 +285,7 @@ class _Book:
             column["high"].append(number(high))
             column["provenance"].append(PROVENANCES.index(found[0].provenance) if found else -1)
 
-    def _ratio(self, column: dict[str, list[Any]], found: Speedup, piece: _Piece) -> None:
+    def _ratio(self, column: dict[str, list[Any]], found: Speedup) -> None:
         ratio = found.ratio
         over = found.over[0].label if found.over else ""
         column["value"].append(number(ratio.value if ratio else None))
@@ -281,13 +295,44 @@ class _Book:
         column["over"].append(self.labels.get(over, -1))
         column["reason"].append(self.texts(ratio.note if ratio else found.reason))
 
+    def _limit(self, column: dict[str, list[Any]], piece: _Piece, over: str, bound: Metric | None) -> None:
+        """The largest speedup over `over` that the cell's bound allows: the figures draw the same number as a line."""
+        base = next((s.over for s in piece.speedups[over].values() if s.over), Trials())
+        times = [t.metrics["time"].value for t in base.ok if "time" in t.metrics]
+        value, text = None, ""
+        if bound and bound.value > 0 and times and len(times) == len(base):
+            value = median(times) / bound.value
+            text = f"{LIMIT} ({bound.provenance}: {bound.source})" + CACHED * fits_cache(piece.cell.target, piece.trials)
+        column["value"].append(number(value))
+        column["text"].append(self.texts(text))
+        column["copy"].append(number(_copy_ratio(piece, base)))
+
+    def _predicted(self, column: dict[str, list[Any]], found: Speedup) -> None:
+        """For a technique whose arithmetic is not its baseline's: the modelled ratio of the two bounds."""
+        value, sides = None, (found.over, found.trials)
+        bounds = [side[0].metrics["bound"].value for side in sides if side and "bound" in side[0].metrics]
+        if len(bounds) == 2 and not math.isclose(*bounds, rel_tol=1e-6):
+            with contextlib.suppress(Incomparable):
+                value = compare(*sides, metric="bound").value
+        column["value"].append(number(value))
+        column["text"].append(self.texts(OWN if value is not None else ""))
+
 
 _CELL = (
-    "workload", "dtype", "target", "environment", "params", "bound", "bound_source", "copy", "floor_low", "floor_high",
+    "workload", "dtype", "target", "ceiling", "environment", "params", "bound", "bound_source", "copy", "floor_low", "floor_high",
     "flops", "arithmetic", "bytes", "at", "cache", "command",
 )  # fmt: skip
 _ROW = ("cell", "technique", "status", "advice", "processes", "blocks", "contract", "stale", "unknown", "baseline")
 _RATIO = ("value", "low", "high", "verdict", "over", "reason")
+
+
+def _copy_ratio(piece: _Piece, base: Trials) -> float | None:
+    """How many times faster a copy of the same bytes was than `base`, where the rules allow that ratio."""
+    if not base or COPY not in piece.by_label:
+        return None
+    with contextlib.suppress(Incomparable):
+        return speedup(piece.by_label[COPY], base).value
+    return None
 
 
 def pooled(found: Sequence[Metric]) -> tuple[float | None, float | None, float | None]:
@@ -310,126 +355,3 @@ def _scalar(value: Any) -> Any:
     """A parameter as JSON holds it: numbers, text and booleans as they are, anything else as text."""
     plain = isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
     return value if plain else str(value)
-
-
-def _bound(trials: Trials) -> Metric | None:
-    """The bound that most of a cell's Trials have: that of the workload's own cost."""
-    found = [t.metrics["bound"] for t in trials if "bound" in t.metrics and t.label != COPY]
-    if not found:
-        return None
-    most = Counter(m.value for m in found).most_common(1)[0][0]
-    return next(m for m in found if m.value == most)
-
-
-def _work(trials: Trials) -> tuple[dict[str, float], float | None]:
-    """The cell's FLOPs by arithmetic type and its bytes, as its Trials keep them."""
-    chosen = next((t.chosen for t in trials if "bytes" in t.chosen), {})
-    work = chosen.get("flops", {})
-    flops = work if isinstance(work, Mapping) else {trials[0].dtype: work}
-    return {kind: float(count) for kind, count in flops.items() if count}, chosen.get("bytes")
-
-
-# ---- where it ran, and how to run it again
-
-
-def _device_name(trial: Trial) -> str:
-    return str(trial.env.get("device_name") or trial.target or trial.device)
-
-
-def _conditions(trial: Trial) -> str:
-    """One sentence: device, clock and versions; or that nothing was measured."""
-    if not trial.device:
-        source = trial.source.get("publication")
-        return f"Quoted from {source}." if source else f"Modelled for {_device_name(trial)}; nothing was measured."
-    env = trial.env
-    versions = [f"{name} {env[name]}" for name in ("torch", "triton", "python", "driver") if env.get(name)]
-    clock = "device time" if trial.device.startswith("cuda") else "wall time"
-    return f"{_device_name(trial)}, {clock}" + (f"; {', '.join(versions)}." if versions else ".")
-
-
-def _elsewhere(trial: Trial) -> str:
-    """For this very host, which versions have changed since; "" for another machine, or where all is as it was."""
-    try:
-        here = environment(trial.device) if trial.host else {}
-    except ValueError:  # no such device here, so it isn't the same host
-        return ""
-    if not trial.host or here.get("host") != trial.host:
-        return ""
-    changed = [n for n in ("torch", "triton", "driver") if trial.env.get(n, "") != here.get(n, "")]
-    then, now = (", ".join(f"{n} {env.get(n) or 'absent'}" for n in changed) for env in (trial.env, here))
-    return f"Recorded on this machine with {then}; it now has {now}." if changed else ""
-
-
-def command(cell: Cell, trials: Trials) -> str:
-    """The `kpt-lab sweep` command that measures this cell again, or "" where the command line can't say it."""
-    from kpt_lab.cli import parse_grid  # only here: the command line needs everything else
-
-    target = _command_target(str(next((t.source["workload_at"] for t in trials if "workload_at" in t.source), "")))
-    cache = trials[0].chosen.get("cache")
-    usual = "cold" if cell.device.startswith("cuda") else "warm"
-    grid = [f"{name}={value}" for name, value in cell.params]
-    try:
-        same = parse_grid(grid) == {name: [value] for name, value in cell.params}
-    except ValueError:
-        same = False
-    if not (target and cell.device and same and cache in (None, usual)):
-        return ""
-    words = ["kpt-lab", "sweep", target, *(["--grid", *grid] if grid else []), "--device", cell.device, "--dtype", cell.dtype]
-    seed, processes = trials[0].seed, len({t.process for t in trials})
-    words += (["--seed", str(seed)] if seed else []) + (["--processes", str(processes)] if processes > 1 else [])
-    return shlex.join(words)
-
-
-def _command_target(at: str) -> str:
-    """TARGET of the command line for a Workload that stands at "module:attribute": kernels.softmax:forward, my_file.py:model."""
-    module, _, attribute = at.partition(":")
-    if not attribute.isidentifier() or module == "__main__":
-        return ""
-    if module.startswith("kpt_lab."):
-        return f"{module.removeprefix('kpt_lab.')}:{attribute}"
-    return f"{module}.py:{attribute}" if module.isidentifier() else ""
-
-
-# ---- ceilings
-
-
-def _ceilings(pieces: Sequence[_Piece]) -> list[dict[str, Any]]:
-    """Every Target with a data sheet, and those that were probed where the Trials ran, as far as their bounds tell."""
-    names = {target.name: device for device, target in targets._BY_DEVICE_NAME.items()}
-    known = [value for value in vars(targets).values() if isinstance(value, Target)]
-    sheets = [_sheet(target, names.get(target.name, target.name)) for target in known]
-    probed: dict[str, dict[str, Any]] = {}
-    for piece in pieces:
-        if piece.cell.target and piece.cell.target not in {target.name for target in known}:
-            _implied(probed.setdefault(piece.cell.target, _ceiling(piece.cell.target)), piece.trials)
-    return [*sheets, *probed.values()]
-
-
-def _ceiling(name: str) -> dict[str, Any]:
-    return {"name": name, "text": name, "peaks": {}, "bandwidth": None, "source": "", "provenance": "measured"}
-
-
-def _sheet(target: Target, text: str) -> dict[str, Any]:
-    return _ceiling(target.name) | {
-        "text": text,
-        "peaks": {kind: number(peak * target.count) for kind, peak in target.peaks.items()},
-        "bandwidth": number(target.bandwidth * target.count),
-        "source": "; ".join(dict.fromkeys(target.source[name] for name in ("bandwidth", *target.peaks))),
-        "provenance": "quoted",
-    }
-
-
-def _implied(ceiling: dict[str, Any], trials: Trials) -> None:
-    """Fill in what a bound says about a probed Target: its bandwidth, or the peak of the one arithmetic type used.
-
-    The Trials don't keep the probe's figures, and probing again would give this machine's, not those of then.
-    """
-    bound, (work, traffic) = _bound(trials), _work(trials)
-    if bound is None or not bound.value > 0:
-        return
-    if bound.source.startswith("bytes over bandwidth") and traffic:
-        ceiling["bandwidth"] = ceiling["bandwidth"] or number(traffic / bound.value)
-    elif bound.source.startswith("FLOPs over peak") and len(work) == 1:
-        ((kind, count),) = work.items()
-        ceiling["peaks"].setdefault(kind, number(count / bound.value))
-    ceiling["source"] = ceiling["source"] or bound.source
