@@ -68,34 +68,50 @@ function styleIndices(labels) {
   return Object.fromEntries(labels.map((label) => [label, label === "eager" ? -1 : next++]));
 }
 
+/** Entry i of a column; a column whose entries are all the same comes as that entry alone. */
+const entry = (column, i) => (Array.isArray(column) ? column[i] : column);
+
 function decodedCells(data, text) {
   const columns = data.cells;
+  const names = data.params.filter((name) => columns.params[name] !== undefined);
   return columns.workload.map((workload, i) => {
     const params = {};
-    for (const name of data.params) {
-      const value = columns.params[name]?.[i];
+    for (const name of names) {
+      const value = entry(columns.params[name], i);
       if (value !== null && value !== undefined) params[name] = value;
     }
     return {
       index: i,
       workload: data.workloads[workload],
-      dtype: data.dtypes[columns.dtype[i]],
-      target: data.targets[columns.target[i]],
-      environment: data.environments[columns.environment[i]] ?? { text: "", device: "", elsewhere: "" },
+      dtype: data.dtypes[entry(columns.dtype, i)],
+      target: data.targets[entry(columns.target, i)] ?? "",
+      ceiling: data.ceilings?.[entry(columns.ceiling, i)] ?? null,
+      environment: data.environments[entry(columns.environment, i)] ?? { text: "", device: "", elsewhere: "" },
       params,
-      bound: columns.bound[i],
-      boundSource: text(columns.bound_source[i]),
-      copy: columns.copy[i],
-      floorLow: columns.floor_low[i],
-      floorHigh: columns.floor_high[i],
-      flops: columns.flops[i],
-      arithmetic: text(columns.arithmetic[i]),
-      bytes: columns.bytes[i],
-      at: columns.at[i],
-      cache: text(columns.cache[i]),
-      command: text(columns.command[i]),
+      bound: entry(columns.bound, i),
+      boundSource: text(entry(columns.bound_source, i)),
+      copy: entry(columns.copy, i),
+      floorLow: entry(columns.floor_low, i),
+      floorHigh: entry(columns.floor_high, i),
+      flops: entry(columns.flops, i),
+      arithmetic: text(entry(columns.arithmetic, i)),
+      bytes: entry(columns.bytes, i),
+      at: entry(columns.at, i),
+      cache: text(entry(columns.cache, i)),
+      command: text(entry(columns.command, i)),
+      predicted: predictions(columns.predicted, i, text),
     };
   });
+}
+
+/** {over: {value, text}} of what the bound predicts for each baseline. */
+function predictions(columns, i, text) {
+  const found = {};
+  for (const [over, column] of Object.entries(columns || {})) {
+    const value = entry(column.value, i);
+    if (value !== null && value !== undefined) found[over] = { value, text: text(entry(column.text, i)) };
+  }
+  return found;
 }
 
 function decodedRows(data, text, cells) {
@@ -106,32 +122,33 @@ function decodedRows(data, text, cells) {
     const row = {
       index: i,
       cell: cells[cell],
-      technique: data.techniques[columns.technique[i]],
-      status: data.statuses[columns.status[i]],
-      advice: text(columns.advice[i]),
-      processes: columns.processes[i],
-      blocks: columns.blocks[i],
-      contract: text(columns.contract[i]),
-      stale: text(columns.stale[i]),
-      baseline: Boolean(columns.baseline[i]),
+      technique: data.techniques[entry(columns.technique, i)],
+      status: data.statuses[entry(columns.status, i)],
+      advice: text(entry(columns.advice, i)),
+      processes: entry(columns.processes, i),
+      blocks: entry(columns.blocks, i),
+      contract: text(entry(columns.contract, i)),
+      stale: text(entry(columns.stale, i)),
+      unknown: text(entry(columns.unknown, i)),
+      baseline: Boolean(entry(columns.baseline, i)),
       metrics: {},
       ratios: {},
+      predicted: predictions(columns.predicted, i, text),
     };
     for (const [name, column] of metrics) {
-      const value = column.value[i];
+      const value = entry(column.value, i);
       if (value === null) continue;
-      const provenance = data.provenances[column.provenance[i]] ?? "";
-      row.metrics[name] = { value, low: column.low[i], high: column.high[i], provenance, unit: data.metrics[name].unit };
+      const provenance = data.provenances[entry(column.provenance, i)] ?? "";
+      row.metrics[name] = { value, low: entry(column.low, i), high: entry(column.high, i), provenance, unit: data.metrics[name].unit };
     }
     for (const [over, column] of ratios) {
-      const value = column.value[i];
       row.ratios[over] = {
-        value,
-        low: column.low[i],
-        high: column.high[i],
-        verdict: data.verdicts[column.verdict[i]] ?? "",
-        over: data.techniques[column.over[i]] ?? "",
-        reason: text(column.reason[i]),
+        value: entry(column.value, i),
+        low: entry(column.low, i),
+        high: entry(column.high, i),
+        verdict: data.verdicts[entry(column.verdict, i)] ?? "",
+        over: data.techniques[entry(column.over, i)] ?? "",
+        reason: text(entry(column.reason, i)),
       };
     }
     return row;
