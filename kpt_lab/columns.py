@@ -51,7 +51,7 @@ def columns(
     labels = _labels(trials)
     chosen = _overs(trials, labels, overs)
     pieces = _pieces(trials, chosen, {} if kept is None else kept)
-    book = _Book(labels, pieces)
+    book = _Book(labels, chosen, pieces)
     for piece in pieces:
         book.add(piece)
     book.rows["metrics"] = {name: book.rows["metrics"][name] for name in _ordered_metrics(book.units)}
@@ -134,6 +134,8 @@ def _pieces(trials: Trials, overs: tuple[str, ...], kept: Kept) -> list[_Piece]:
                 judged[trial.label] = status
         formed = {over: {s.label: s for s in speedups(held, over)} for over in overs}
         kept[key] = _Piece(cell, by_label, formed, judged)  # it holds the Trials, so that no other gets one of those ids
+    for key in kept.keys() - set(keys.values()):
+        del kept[key]
     return [kept[keys[cell]]._replace(cell=cell) for cell in sorted(keys, key=_order)]
 
 
@@ -171,7 +173,7 @@ class _Texts:
 class _Book:
     """The columns while they are filled, cell by cell."""
 
-    def __init__(self, labels: Sequence[str], pieces: Sequence[_Piece]) -> None:
+    def __init__(self, labels: Sequence[str], overs: Sequence[str], pieces: Sequence[_Piece]) -> None:
         found = [piece.cell for piece in pieces]
         measured = {bool(cell.device) for cell in found}
         described = panels.describe(found, apart=len(measured) > 1)
@@ -188,7 +190,6 @@ class _Book:
         params = dict.fromkeys(name for cell in found for name, _ in cell.params)
         self.cells: dict[str, Any] = {name: [] for name in _CELL}
         self.cells["params"] = {name: [] for name in params}
-        overs = pieces[0].speedups if pieces else {}
         self.cells["predicted"] = {over: {"value": [], "text": [], "copy": []} for over in overs}
         self.rows: dict[str, Any] = {name: [] for name in _ROW} | {"metrics": {}, "ratios": {}}
         self.rows["ratios"] = {over: {name: [] for name in _RATIO} for over in overs}

@@ -1,7 +1,22 @@
-"""Widgets over Trials for notebooks, imported as `kpt_lab.widgets`; there are none in this release.
+"""Widgets over Trials for notebooks, imported as `kpt_lab.widgets`.
 
 The package is mapped from the repository's widgets/ folder when kpt_lab is installed (`make lab` does that, and so does
 `pip install -e '.[lab]'`). A bare checkout has no `kpt_lab.widgets`: recording on a headless machine never needs it.
 """
 
-__all__: list[str] = []
+from typing import Any
+
+try:
+    import anywidget as _anywidget  # noqa: F401
+except ImportError as _error:
+    _missing = _error.name
+
+    def __getattr__(name: str) -> Any:
+        """One sentence where a view is asked for; `kpt_lab.widgets.front`, from which pages are built, needs none of that."""
+        if name in __all__:
+            raise ImportError(f"kpt_lab.widgets.{name} needs {_missing}: pip install 'kpt-lab[lab]'")
+        raise AttributeError(f"module 'kpt_lab.widgets' has no attribute {name!r}")
+else:
+    from .views import View, breakeven, explorer, reveal, roofline
+
+__all__ = ["View", "breakeven", "explorer", "reveal", "roofline"]
