@@ -70,9 +70,10 @@ function board(className) {
       }
     }
     const elements = specs.map((spec) => made.get(`${spec.kind} ${spec.key}`).control.element);
-    if (elements.length !== element.children.length || elements.some((e, i) => e !== element.children[i])) {
-      element.replaceChildren(...elements);
-    }
+    for (const child of [...element.children]) if (!elements.includes(child)) child.remove();
+    elements.forEach((each, i) => {
+      if (element.children[i] !== each) element.insertBefore(each, element.children[i] ?? null); // one that stays keeps its focus
+    });
   }
 
   return { element, show };

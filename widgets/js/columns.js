@@ -6,6 +6,7 @@ const PREFIXED = new Set(["s", "B", "J", "W", "FLOP", "FLOP/s", "B/s", "FLOP/J"]
 
 /** Three significant digits without a trailing zero or an exponent where a reader can do without: 1.5, 1230, 3.2e-5. */
 function digits(value) {
+  if (value === 0) return "0";
   const text = Math.abs(value) >= 1e-3 && Math.abs(value) < 1e6 ? Number(value.toPrecision(3)).toString() : value.toExponential(1);
   return text.replace("e+", "e");
 }

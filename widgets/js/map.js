@@ -99,7 +99,7 @@ function breakeven(root, data, state, onState = () => {}) {
   const under = node("p", { class: "kpt-note" });
   const place = node("div", { class: "kpt-map-place" });
   const words = node("p", { class: "kpt-map-words" });
-  const details = node("section", { class: "kpt-map-details", "aria-live": "polite", "aria-label": "details" });
+  const details = node("div", { class: "kpt-map-details", "aria-live": "polite" });
   const view = node("div", { class: "kpt-breakeven" }, controls.element, heading, under, place, words, details);
   root.append(view);
 
@@ -151,6 +151,16 @@ function breakeven(root, data, state, onState = () => {}) {
     for (const each of place.querySelectorAll("[aria-selected]")) each.removeAttribute("aria-selected");
     squareAt([i, j]).setAttribute("aria-selected", "true");
     details.replaceChildren(factCard(plan.technique, facts));
+  }
+
+  place.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && details.firstChild) close(event);
+  });
+
+  function close(event) {
+    taken(event);
+    details.replaceChildren();
+    place.querySelector("[aria-selected]").removeAttribute("aria-selected");
   }
 
   draw();
@@ -235,7 +245,7 @@ function mapSquare(plan, i, j, on) {
       onfocus: () => on.say(text),
       onclick: () => on.open([i, j]),
       onkeydown: (event) => {
-        if (modified(event) || event.key === "Tab") return;
+        if (modified(event) || event.key === "Tab" || event.key === "Escape") return;
         event.stopPropagation();
         if (event.key in keys) on.move(keys[event.key]);
         else if (event.key === "Enter" || event.key === " ") on.open([i, j]);

@@ -93,7 +93,7 @@ function reveal(root, data, state, onState = () => {}) {
   });
   const press = button("Reveal", pressed);
   const score = node("p", { class: "kpt-reveal-score", role: "status" });
-  const answer = node("section", { class: "kpt-reveal-answer", "aria-live": "polite", "aria-label": "answer" });
+  const answer = node("div", { class: "kpt-reveal-answer", "aria-live": "polite" });
   const ask = node("div", { class: "kpt-reveal-ask" }, expectation.element, press.element);
   const view = node("div", { class: "kpt-reveal" }, controls.element, question, ask, answer, score);
   root.append(view);

@@ -91,8 +91,8 @@ function roofline(root, data, state, onState = () => {}) {
   let plan = null;
   const controls = board("kpt-roofline-controls");
   const under = node("p", { class: "kpt-note" });
-  const details = node("section", { class: "kpt-roofline-details", "aria-live": "polite", "aria-label": "details" });
-  const sources = node("section", { class: "kpt-roofline-sources", "aria-label": "sources of the roofs" });
+  const details = node("div", { class: "kpt-roofline-details", "aria-live": "polite" });
+  const sources = node("div", { class: "kpt-roofline-sources" });
   let figure = null;
   const view = node("div", { class: "kpt-roofline" }, controls.element);
   root.append(view);
