@@ -159,41 +159,71 @@ function neighbour(points, from, key) {
 
 /** The SVG of a spec at a width: {element, points with pixels, ring, width}. */
 function figure(spec, width, ids) {
-  const count = spec.series.reduce((n, s) => n + s.points.length, 0);
-  const dense = count > DENSE;
+  const all = spec.series.flatMap((s) => s.points);
+  const dense = all.length > DENSE;
+  const [low, high] = extent(spec.y, all.map((p) => p.y), figureExtras(spec, all));
+  const [lines, outside] = insideLines(spec, low, high);
+  spec = { ...spec, lines, notes: [...(spec.notes ?? []), ...outside] };
   const [heading, headingHeight] = figureHeading(spec, width);
   const [key, keyHeight] = legend(legendEntries(spec, ids), 2, headingHeight + 2, width - 4);
   const height = spec.height ?? (width < 520 ? 280 : 360);
   const top = headingHeight + keyHeight + (spec.y.label ? 34 : 12);
   const area = { top, bottom: top + height, outer: 2 };
-  const all = spec.series.flatMap((s) => s.points);
-  const [low, high] = extent(spec.y, all.map((p) => p.y), figureExtras(spec, all));
   const y = scaleFor(spec.y, low, high, area.bottom, area.top);
   const { ticks, room } = yTicks(y, spec.y, height);
   [area.left, area.width] = [room, width - room - 14];
-  const inset = spec.x.kind === "category" ? 0 : Math.min(16, area.width / 20);
-  const xs = all.map((p) => p.x).concat((spec.lines ?? []).filter((l) => l.wide).flatMap((l) => l.points.map((p) => p[0])));
-  const [first, last] = spec.x.kind === "category" ? [0, 1] : [Math.min(...bounded(xs, Math.min)), Math.max(...bounded(xs, Math.max))];
-  const x = scaleFor(spec.x, first, last, area.left + inset, area.left + area.width - inset);
-  const scales = { x, y };
-  placePoints(spec, scales, area);
-  const radius = dense ? 2.3 : count > 200 ? 3.6 : 5;
-  const [notes, notesHeight] = paragraph(spec.notes ?? [], 2, area.bottom + 48, width - 4, 11.5, { fill: MUTED });
-  const total = area.bottom + 52 + notesHeight;
+  const x = figureScale(spec, all, area);
+  placePoints(spec, { x, y }, area);
+  const radius = dense ? 2.3 : all.length > 200 ? 3.6 : 5;
+  const [notes, notesHeight] = paragraph(spec.notes, 2, area.bottom + 48, width - 4, 11.5, { fill: MUTED });
+  const total = Math.ceil(area.bottom + 54 + notesHeight);
   const clip = `${ids}-clip`;
-  const marks = svg("g", { "clip-path": `url(#${clip})` }, drawBands(area, scales, spec.bands), drawLines(area, scales, spec.lines), spec.series.map((s) => drawSeries(s, radius, dense, ids, area)));
+  const layers = [drawBands(area, { x, y }, spec.bands), drawLines(area, { x, y }, lines), spec.series.map((s) => drawSeries(s, radius, dense, ids, area))];
   const ring = svg("g");
   const [titleId, descId] = [`${ids}-title`, `${ids}-desc`];
   const element = svg(
     "svg",
-    { class: "kpt-svg", viewBox: `0 0 ${width} ${Math.ceil(total)}`, width, height: Math.ceil(total), role: "img", "aria-labelledby": `${titleId} ${descId}`, "font-family": FONT },
+    { class: "kpt-svg", viewBox: `0 0 ${width} ${total}`, width, height: total, role: "img", "aria-labelledby": `${titleId} ${descId}`, "font-family": FONT },
     svg("title", { id: titleId }, spec.title ?? "Figure"),
     svg("desc", { id: descId }, [spec.subtitle, spec.description].filter(Boolean).join(". ")),
     svg("defs", {}, patterns(spec, ids), svg("clipPath", { id: clip }, svg("rect", { x: area.left, y: area.top - 1, width: area.width, height: height + 2 }))),
-    svg("rect", { width, height: Math.ceil(total), fill: "var(--kpt-paper)" }),
-    heading, key, yAxis(area, y, spec.y, ticks), marks, xAxis(area, x, spec.x, xTicks(spec, x, area)), notes, ring,
+    svg("rect", { width, height: total, fill: "var(--kpt-paper)" }),
+    heading,
+    key,
+    yAxis(area, y, spec.y, ticks),
+    svg("g", { "clip-path": `url(#${clip})` }, layers.flat(2)),
+    xAxis(area, x, spec.x, xTicks(spec, x, area)),
+    notes,
+    ring,
   );
   return { element, points: all.filter((p) => p.py >= area.top - 1 && p.py <= area.bottom + 1), ring, width };
+}
+
+/** The lines that are seen between low and high, and a sentence for each that isn't. */
+function insideLines(spec, low, high) {
+  const write = spec.y.format ?? ((v) => quantity(v, spec.y.unit ?? "1"));
+  const [kept, notes] = [[], []];
+  for (const line of spec.lines ?? []) {
+    const values = line.points.map((p) => p[1]);
+    if (!values.length) continue;
+    if (values.some((v) => v >= low && v <= high)) kept.push(line);
+    else {
+      const ends = [...new Set([Math.min(...values), Math.max(...values)].map(write))];
+      const where = values.every((v) => v > high) ? "above" : values.every((v) => v < low) ? "below" : "above and below";
+      if (line.name) notes.push(`The ${line.name} lies ${where} what is shown, at ${ends.join(" to ")}.`);
+    }
+  }
+  return [kept, notes];
+}
+
+/** The x scale of a figure, a little inside its area. */
+function figureScale(spec, points, area) {
+  if (spec.x.kind === "category") return categoryScale(spec.x.categories, area.left, area.left + area.width);
+  const inset = Math.min(16, area.width / 20);
+  const xs = points.map((p) => p.x).concat((spec.lines ?? []).filter((l) => l.wide).flatMap((l) => l.points.map((p) => p[0])));
+  let [first, last] = xs.length ? [Math.min(...bounded(xs, Math.min)), Math.max(...bounded(xs, Math.max))] : [1, 10];
+  if (first === last) [first, last] = spec.x.kind === "log" ? [first / 2, last * 2] : [first - 1, last + 1];
+  return scaleFor(spec.x, first, last, area.left + inset, area.left + area.width - inset);
 }
 
 /** Title and subtitle, wrapped; [elements, height]. */
