@@ -48,6 +48,7 @@ test: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m kpt_lab claims
 	$(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg kpt_lab tests notebooks
 
 # KPT_LAB_E2E_ALL=1 make e2e    runs all notebooks in JupyterLab, not only three

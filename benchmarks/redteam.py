@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch
 import kpt_lab.redteam as red
 from kpt_lab.baselines import eager
 from kpt_lab.core import Technique, Trial, Trials
+from kpt_lab.environment import environment
 from kpt_lab.measure import measure
 from kpt_lab.ratios import speedup
 
@@ -156,9 +158,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def summary(device: str, options: argparse.Namespace, cheats: list[Row], honest: list[Row]) -> dict[str, Any]:
     """What is written to --out."""
+    here = environment(options.device)
     return {
         "device": device,
-        "torch": torch.__version__,
+        **{name: here[name] for name in ("device_name", "cores", "torch", "git")},
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "afterwards": options.afterwards,
         "size": sizes(options),
         "budget": options.budget,

@@ -1,4 +1,4 @@
-"""The command line: `kpt-lab doctor`, `kpt-lab sweep TARGET`, `kpt-lab record MODULE`; also as `python -m kpt_lab`.
+"""The command line: `kpt-lab doctor`, `sweep TARGET`, `record MODULE`, `claims`; also as `python -m kpt_lab`.
 
 A mistake in what was asked is one sentence on stderr and exit code 2. `record` ends with 3 where it was stopped before all
 was recorded; run it again to go on.
@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         "--limit-minutes", type=float, metavar="M", help="stop after M minutes; exit code 3 if not all is done"
     )
     command.set_defaults(run=_record)
+
+    command = commands.add_parser("claims", help="find the figures in prose that have neither a record nor a source")
+    command.add_argument("paths", nargs="*", metavar="PATH", help="Markdown, notebooks or folders; the repository's by default")
+    command.add_argument("--ledger", action="store_true", help="print the claims ledger in Markdown instead")
+    command.set_defaults(run=_claims)
     return parser
 
 
@@ -235,3 +240,20 @@ def target_name(device: str) -> str:
 
     target = targets.find(device)
     return re.sub(r"[^a-z0-9]+", "-", (target.name if target else environment(device)["device_name"]).lower()).strip("-")
+
+
+# ---- claims
+
+
+def _claims(asked: argparse.Namespace) -> int:
+    from kpt_lab import claims  # the other commands have no use for it
+
+    root = claims.root_of(".", *asked.paths)
+    if asked.ledger:
+        if asked.paths:
+            raise ValueError(f"--ledger takes no PATH, and {asked.paths[0]!r} was given")
+        print(claims.ledger(root / "docs/claims.toml"))
+        return 0
+    report = claims.check(root, asked.paths)
+    print(claims.say(report))
+    return 1 if report.failures else 0
