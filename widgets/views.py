@@ -21,14 +21,13 @@ from . import front
 MIME = "application/vnd.kpt-lab.view+json"
 """Beside the live widget, each output carries what a page needs to draw the same view: the records' names, or the columns."""
 
-ANY = ("workload", "dtype", "target", "environment", "cache")
 KEYS: Mapping[str, tuple[str, ...]] = {
     "explorer": ("x", "y", "over", "techniques"),
     "breakeven": ("x", "y", "technique", "over"),
     "roofline": ("techniques", "roofs"),
-    "reveal": ("technique", "over", "guess"),
+    "reveal": ("technique", "over"),
 }
-"""What each view's state may choose, besides ANY and the workloads' own parameters."""
+"""What each view's state may choose, besides what cells have: workload, dtype, target, environment, cache and parameters."""
 
 Source = Iterable[Trial] | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -118,7 +117,7 @@ def roofline(trials: Source, *, where: Mapping[str, Any] | None = None, title: s
 def reveal(trials: Source, *, where: Mapping[str, Any] | None = None, title: str = "", **state: Any) -> View:
     """Say what speedup you expect, then see the measured one, what the bound allows, and your own.
 
-    Keywords choose what is shown at first: technique, over, guess, workload, dtype, or a parameter.
+    Keywords choose what is shown at first: technique, over, workload, dtype, or a parameter.
     """
     return View("reveal", trials, state, where=where, title=title)
 
@@ -137,25 +136,34 @@ def _read(given: Source) -> tuple[Trials, tuple[str, ...]]:
     return Trials(items), ()  # type: ignore[arg-type]
 
 
-def _checked(view: str, state: dict[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """The state, or ValueError with the accepted keys and values; values aren't checked while there are no Trials."""
-    own = (*KEYS[view], *ANY)
-    names = (*own, *(name for name in data["params"] if name not in own))
-    if unknown := [name for name in state if name not in names and data["workloads"]]:
-        raise ValueError(f"{view} has no {unknown[0]!r}; accepted are {', '.join(names)}")
-    for name, kind in _NAMED.items():
-        if name in state and name in own and data["workloads"]:
-            given = state[name] if isinstance(state[name], list | tuple) else [state[name]]
-            known = [item["name"] for item in data[kind]] if kind == "ceilings" else data[kind]
-            if wrong := [value for value in given if value not in known]:
-                raise ValueError(f"{name} is {wrong[0]!r}; these Trials have {', '.join(map(repr, known))}")
+def _checked(view: str, state: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The state, or ValueError with the accepted keys and values; nothing is checked while there are no Trials."""
+    accepted = _accepted(view, data)
+    for name, value in state.items() if data["workloads"] else ():
+        if name not in accepted:
+            raise ValueError(f"{view} has no {name!r}; accepted are {', '.join(accepted)}")
+        given = value if isinstance(value, list | tuple | set) else [value]
+        known = accepted[name]
+        if wrong := [each for each in given if known and each not in known]:
+            raise ValueError(f"{name} is {wrong[0]!r}; accepted here are {', '.join(map(repr, known))}")
     return {name: _plain(value) for name, value in state.items()}
 
 
-_NAMED = {
-    "workload": "workloads", "dtype": "dtypes", "target": "targets", "over": "overs", "technique": "techniques",
-    "techniques": "techniques", "roofs": "ceilings",
-}  # fmt: skip
+def _accepted(view: str, data: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The keys of a view's state with their values; those of a parameter are not listed: another one shows the nearest view."""
+    facets = {name: (*data[f"{name}s"], "all") for name in ("workload", "dtype", "target")}
+    facets |= {"environment": (*(e["text"] for e in data["environments"]), "all"), "cache": ("cold", "warm", "all")}
+    params = dict.fromkeys(data["params"], ())
+    techniques = tuple(data["techniques"])
+    own = {
+        "x": (*params, "technique") if view == "explorer" else (*facets, *params),
+        "y": ("speedup", *data["metrics"]) if view == "explorer" else (*facets, *params),
+        "over": tuple(data["overs"]),
+        "technique": techniques,
+        "techniques": techniques,
+        "roofs": tuple(ceiling["name"] for ceiling in data["ceilings"]),
+    }
+    return {**params, **facets, **{name: own[name] for name in KEYS[view]}}
 
 
 def _plain(value: Any) -> Any:
