@@ -124,35 +124,19 @@ function absence(row, found) {
   return [row.baseline ? "the baseline" : "not comparable", found?.reason || "There is no ok result to compare it with."];
 }
 
-/** Term and description of all that is known of a technique in a cell, over a baseline. */
-function rowFacts(table, cell, row, over) {
-  const found = row?.ratios[over];
-  const facts = [["where", [cell.workload, placeWords(cell), cell.dtype, cell.cache].filter(Boolean).join(", ")]];
-  if (row) facts.push(["technique", row.technique + (row.contract ? ` (${row.contract})` : "")]);
-  if (found?.over && found.over === row.technique) facts.push(["speedup", "It is the baseline here."]);
-  else facts.push(hasRatio(row, over) ? [`speedup over ${found.over || over}`, ratioWords(found)] : ["no speedup", absence(row, found)[1]]);
-  if (row?.metrics.time) {
-    facts.push(["time", `${metricWords(row.metrics.time)}, ${row.metrics.time.provenance}, ${counted(row.processes, "process")}, ${counted(row.blocks, "block")}`]);
-    const bound = boundOf(cell, row);
-    if (bound) facts.push(["of the bound", `${share(bound / row.metrics.time.value)}: ${quantity(bound, "s")}, ${cell.boundSource || "modelled"}`]);
-  }
-  if (hasRatio(row, over) && found.reason) facts.push(["note", found.reason]);
-  if (row?.stale) facts.push(["stale", row.stale]);
-  const { text, elsewhere } = cell.environment;
-  if (text) facts.push(["machine", [text, elsewhere].filter(Boolean).join(". ")]);
-  if (cell.at) facts.push(["recorded", cell.at]);
-  if (cell.command) facts.push(["repeat it", node("code", {}, cell.command)]);
-  return facts;
-}
-
 const share = (part) => `${(100 * part).toPrecision(3).replace(/\.?0+$/, "")}%`;
-
-/** A card of facts. */
-function factCard(heading, facts) {
-  return node("div", { class: "kpt-card" }, node("h4", {}, heading), factList(facts));
-}
 
 /** A definition list of [term, text or node]. */
 function factList(facts) {
   return node("dl", {}, facts.map(([term, text]) => [node("dt", {}, term), node("dd", {}, text)]).flat());
+}
+
+/** The row of buttons under a view: the one that copies it as a link or a call, where there is one. */
+function shareRow(sharing, state) {
+  return sharing ? node("div", { class: "kpt-actions" }, copyButton(sharing.name, () => sharing.text(state())).element) : null;
+}
+
+/** A list out of a state, where a page's address may have made a single text of it; null where it names none. */
+function listed(value) {
+  return value === undefined || value === null ? null : [value].flat();
 }

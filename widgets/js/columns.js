@@ -110,7 +110,7 @@ function predictions(columns, i, text) {
   const found = {};
   for (const [over, column] of Object.entries(columns || {})) {
     const value = entry(column.value, i);
-    if (value !== null && value !== undefined) found[over] = { value, text: text(entry(column.text, i)) };
+    if (value !== null && value !== undefined) found[over] = { value, text: text(entry(column.text, i)), copy: entry(column.copy, i) ?? null };
   }
   return found;
 }

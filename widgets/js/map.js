@@ -2,6 +2,7 @@
 // screen readers find its rows and columns; contour and hatching are drawn by the style sheet.
 
 const SCALE_TICKS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 5, 10, 20, 50, 100];
+const NOTHING = ["not measured", "Nothing was measured here."];
 const MANY_COLUMNS = 16; // from here on squares stand closer
 const SHADES = 7; // colours of the diverging scale, --kpt-d0 to --kpt-d6 in the style sheet
 
@@ -89,7 +90,7 @@ function crosses(one, other) {
 }
 
 /** The break-even map in `root`. */
-function breakeven(root, data, state, onState = () => {}) {
+function breakeven(root, data, state = {}, onState = () => {}, sharing = null) {
   let table = indexed(data);
   let chosen = { ...state };
   let plan = null;
@@ -100,7 +101,7 @@ function breakeven(root, data, state, onState = () => {}) {
   const place = node("div", { class: "kpt-map-place" });
   const words = node("p", { class: "kpt-map-words" });
   const details = node("div", { class: "kpt-map-details", "aria-live": "polite" });
-  const view = node("div", { class: "kpt-breakeven" }, controls.element, heading, under, place, words, details);
+  const view = node("div", {}, controls.element, heading, under, place, words, details, shareRow(sharing, () => chosen));
   root.append(view);
 
   function change(patch) {
@@ -117,7 +118,7 @@ function breakeven(root, data, state, onState = () => {}) {
     under.textContent = [...conditions(plan.chosen), plan.older ? `older results left out: ${plan.older}` : ""].filter(Boolean).join("; ");
     at = [Math.min(at[0], plan.columns.length - 1), Math.min(at[1], plan.lines.length - 1)];
     const focused = place.contains(document.activeElement);
-    place.replaceChildren(mapGrid(plan, heading.textContent, { say, move, open }), plan.shown ? scaleLegend(plan.reach) : "");
+    place.replaceChildren(mapGrid(plan, heading.textContent, { say, move, open, close }), plan.shown ? scaleLegend(plan.reach) : "");
     thinNames(place);
     words.textContent = "Point at a square, or move with the arrow keys; Enter shows details.";
     details.replaceChildren();
@@ -146,21 +147,16 @@ function breakeven(root, data, state, onState = () => {}) {
 
   function open([i, j]) {
     move([i, j]);
-    const square = plan.square(i, j);
-    const facts = square ? rowFacts(table, square.cell, square.row, plan.over) : [["where", "Nothing was measured here."]];
     for (const each of place.querySelectorAll("[aria-selected]")) each.removeAttribute("aria-selected");
     squareAt([i, j]).setAttribute("aria-selected", "true");
-    details.replaceChildren(factCard(plan.technique, facts));
+    const square = plan.square(i, j);
+    details.replaceChildren(square?.row ? pointCard({ ...plan, metric: "speedup" }, square.row, close) : node("p", {}, mapWords(plan, i, j)));
   }
 
-  place.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && details.firstChild) close(event);
-  });
-
-  function close(event) {
-    taken(event);
+  function close() {
     details.replaceChildren();
-    place.querySelector("[aria-selected]").removeAttribute("aria-selected");
+    place.querySelector("[aria-selected]")?.removeAttribute("aria-selected");
+    squareAt(at).focus();
   }
 
   draw();
@@ -192,7 +188,7 @@ function mapControls(plan, change) {
   ];
 }
 
-/** The table of squares, the largest y first; `on` has say(text), move([i, j]), open([i, j]). */
+/** The table of squares, the largest y first; `on` has say(text), move([i, j]), open([i, j]), close(). */
 function mapGrid(plan, label, on) {
   const body = plan.lines.map((line, j) => {
     const squares = plan.columns.map((column, i) => mapSquare(plan, i, j, on));
@@ -220,11 +216,20 @@ function short(value) {
   return typeof value === "number" && Math.abs(value) >= 1e5 ? quantity(value, "B").replace(/ (.?)B$/, "$1") : String(value);
 }
 
-function mapSquare(plan, i, j, on) {
+/** A square in words: where, the ratio with its interval and verdict, or why there is none. */
+function mapWords(plan, i, j) {
   const square = plan.square(i, j);
   const where = [plan.x && `${plan.x.label} ${plan.columns[i]}`, plan.y && `${plan.y.label} ${plan.lines[j]}`].filter(Boolean).join(", ");
-  const [brief, why] = square?.found ? [ratio(square.found.value), ""] : square ? absence(square.row, square.row?.ratios[plan.over]) : ["not measured", "Nothing was measured here."];
-  const text = square?.found ? `${where}: ${ratioWords(square.found)} over ${square.found.over || plan.over}` : `${where}: ${brief}. ${why}`;
+  if (square?.found?.over === plan.technique) return `${where}: 1x, ${plan.technique} is the baseline here`;
+  if (square?.found) return `${where}: ${ratioWords(square.found)} over ${square.found.over || plan.over}`;
+  const [brief, why] = square ? absence(square.row, square.row?.ratios[plan.over]) : NOTHING;
+  return `${where}: ${brief}. ${why}`;
+}
+
+function mapSquare(plan, i, j, on) {
+  const square = plan.square(i, j);
+  const text = mapWords(plan, i, j);
+  const [brief] = square?.found ? [ratio(square.found.value)] : square ? absence(square.row, square.row?.ratios[plan.over]) : NOTHING;
   const classes = ["kpt-square"];
   if (square?.found) {
     classes.push(scaleText(square.found.value, plan.reach));
@@ -245,10 +250,11 @@ function mapSquare(plan, i, j, on) {
       onfocus: () => on.say(text),
       onclick: () => on.open([i, j]),
       onkeydown: (event) => {
-        if (modified(event) || event.key === "Tab" || event.key === "Escape") return;
+        if (modified(event) || event.key === "Tab") return;
         event.stopPropagation();
         if (event.key in keys) on.move(keys[event.key]);
         else if (event.key === "Enter" || event.key === " ") on.open([i, j]);
+        else if (event.key === "Escape") on.close();
         else return;
         event.preventDefault();
       },

@@ -2,6 +2,7 @@
 // say put beside it. Nothing of the answer is in the page before.
 
 const PER_OCTAVE = 16; // steps of the slider: about 4% each
+const FAR_BOUND = 10; // speedups from which the bound says more about launches than about the kernel
 const NEAR = 0.1; // a guess counts as right within the interval, or this close to the measured ratio
 
 /** All questions: rows with a measured ratio over another technique, as {cell, row, found}. */
@@ -21,12 +22,10 @@ function guessStops(questions) {
   });
 }
 
-/** The most that the hardware's bound allows over this baseline: from Python, or its time over the bound; null where unknown. */
-function limitOf(table, { cell, row, found }) {
-  if (found.limit !== undefined) return found.limit;
-  const time = rowOf(table, cell, found.over)?.metrics.time?.value;
-  const bound = boundOf(cell, row);
-  return time && bound ? time / bound : null;
+/** What the models say before any measurement: {limit, limitText, predicted, copy}; values are null where unknown. */
+function modelled({ cell, row }, over) {
+  const [most, own] = [cell.predicted?.[over], row.predicted?.[over]];
+  return { limit: most?.value ?? null, limitText: most?.text ?? "", predicted: own?.value ?? null, predictedText: own?.text ?? "", copy: most?.copy ?? null };
 }
 
 /** Whether a guess lies in the interval, or near the measured value. */
@@ -56,36 +55,39 @@ function pathTo(table, question) {
 }
 
 /** What is shown beside each other once it is revealed: {name, value, low, high, kind}. */
-function revealMarks(table, question, guess) {
+function revealMarks(question, over, guess) {
   const { found } = question;
-  const limit = limitOf(table, question);
-  const marks = [{ name: "you", kind: "guess", value: guess }];
-  if (found.predicted !== null && found.predicted !== undefined) marks.push({ name: "modelled", kind: "model", value: found.predicted });
-  marks.push({ name: "measured", kind: "measured", value: found.value, low: found.low, high: found.high });
-  if (limit) marks.push({ name: "bound", kind: "bound", value: limit });
-  return marks;
+  const model = modelled(question, over);
+  return [
+    { name: "you", kind: "guess", value: guess },
+    { name: "measured", kind: "measured", value: found.value, low: found.low, high: found.high },
+    { name: "modelled", kind: "model", value: model.predicted },
+    { name: "modelled, at most", kind: "bound", value: model.limit },
+    { name: "a copy of the bytes", kind: "copy", value: model.copy },
+  ].filter((mark) => mark.value !== null);
 }
 
 /** The outcome in sentences. */
-function revealSentence(table, question, guess) {
+function revealSentence(question, over, guess) {
   const { found, row } = question;
-  const limit = limitOf(table, question);
+  const { limit, limitText, predicted, predictedText, copy } = modelled(question, over);
   const parts = [`You expected ${ratio(guess)}; ${row.metrics.time?.provenance || "measured"} ${ratioWords(found)} over ${found.over}.`];
-  if (found.predicted) parts.push(`The model says ${ratio(found.predicted)}${found.predictedText ? ` (${found.predictedText})` : ""}.`);
-  if (limit) parts.push(`The bound allows at most ${ratio(limit)} (${question.cell.boundSource || "modelled"}).`);
-  if (limit && guess > limit) parts.push("Your guess was beyond what the hardware allows.");
-  if (found.verdict === "UNCLEAR") parts.push("The measurement itself is unclear.");
   parts.push(isRight(guess, found) ? "Your guess counts as right." : `Your guess was ${guess > found.value ? "too high" : "too low"}.`);
+  if (found.verdict === "UNCLEAR") parts.push("The measurement itself is unclear.");
+  if (predicted !== null) parts.push(`The model says ${ratio(predicted)}: ${predictedText}.`);
+  if (limit !== null) parts.push(`The bound allows at most ${ratio(limit)}${limitText.replace(/^At most this/, "")}.`);
+  if (limit > FAR_BOUND) parts.push("The bound leaves out what it costs to launch a kernel, which is most of so small a call.");
+  if (copy !== null) parts.push(`A copy of the same bytes was ${ratio(copy)} as fast as ${found.over}.`);
   return parts.join(" ");
 }
 
 /** Predict-then-reveal in `root`. */
-function reveal(root, data, state, onState = () => {}) {
+function reveal(root, data, state = {}, onState = () => {}, sharing = null) {
   let table = indexed(data);
   let chosen = { ...state };
   let plan = null;
   const guesses = new Map(); // row index and baseline -> the guess that was revealed
-  let guess = 1;
+  let guess = typeof state.guess === "number" && state.guess > 0 ? state.guess : 1;
   const controls = board("kpt-reveal-controls");
   const question = node("p", { class: "kpt-reveal-question" });
   const expectation = slider("the speedup you expect", [1], 1, (value) => {
@@ -95,7 +97,7 @@ function reveal(root, data, state, onState = () => {}) {
   const score = node("p", { class: "kpt-reveal-score", role: "status" });
   const answer = node("div", { class: "kpt-reveal-answer", "aria-live": "polite" });
   const ask = node("div", { class: "kpt-reveal-ask" }, expectation.element, press.element);
-  const view = node("div", { class: "kpt-reveal" }, controls.element, question, ask, answer, score);
+  const view = node("div", {}, controls.element, question, ask, answer, score, shareRow(sharing, () => chosen));
   root.append(view);
 
   const keyOf = (q) => `${q.row.index} ${plan.over}`;
@@ -129,7 +131,7 @@ function reveal(root, data, state, onState = () => {}) {
     expectation.element.querySelector("input").disabled = Boolean(known) || !asked;
     press.set(known ? "Another question" : "Reveal", !asked);
     question.textContent = asked ? questionWords(plan) : "No measured speedup is here to be guessed.";
-    answer.replaceChildren(...(known ? revealed(table, asked, known.guess, plan.stops) : []));
+    answer.replaceChildren(...(known ? revealed(table, plan.over, asked, known.guess, plan.stops) : []));
     const right = [...guesses.values()].filter((g) => g.right).length;
     score.textContent = guesses.size ? `Right so far: ${right} of ${guesses.size} (in the interval, or within ${share(NEAR)}).` : "";
   }
@@ -170,15 +172,16 @@ function revealControls(plan, change) {
 }
 
 /** The axis with all marks, the sentence and the facts. */
-function revealed(table, question, guess, stops) {
-  const marks = revealMarks(table, question, guess);
-  const found = question.found;
-  const over = Object.keys(question.row.ratios).find((name) => question.row.ratios[name] === found);
+function revealed(table, over, question, guess, stops) {
   return [
-    revealAxis(marks, stops),
-    node("p", { class: "kpt-reveal-sentence" }, revealSentence(table, question, guess)),
-    node("details", {}, node("summary", {}, "How it was measured"), factList(rowFacts(table, question.cell, question.row, over))),
+    revealAxis(revealMarks(question, over, guess), stops),
+    node("p", { class: "kpt-reveal-sentence" }, revealSentence(question, over, guess)),
+    node("details", {}, node("summary", { onkeydown: own, onkeyup: own }, "How it was measured"), factList(cardFacts({ over, overs: table.overs, metric: "speedup" }, question.row))),
   ];
+
+  function own(event) {
+    if (event.key === "Enter" || event.key === " ") event.stopPropagation();
+  }
 }
 
 /** One logarithmic axis in percent of the width, so that it fits any: a line for each mark, 1x across all. */
@@ -205,7 +208,7 @@ function revealAxis(marks, stops) {
       group.append(svg("line", { x1: at(from), x2: at(mark.high ?? high), y1: y, y2: y, class: "kpt-reveal-interval" }));
     }
     const beyond = mark.value > high; // a bound far away must not squeeze the rest
-    if (mark.kind === "bound") group.append(svg("line", { x1: at(mark.value), x2: at(mark.value), y1: y - 9, y2: y + 9, class: "kpt-reveal-interval" }));
+    if (mark.kind === "bound" || mark.kind === "copy") group.append(svg("line", { x1: at(mark.value), x2: at(mark.value), y1: y - 9, y2: y + 9, class: "kpt-reveal-interval" }));
     else group.append(svg("circle", { cx: at(mark.value), cy: y, r: 6 }));
     const side = scale.at(mark.value) > 60 ? "end" : "start";
     group.append(svg("text", { x: at(mark.value), y: y - 10, dx: side === "end" ? -10 : 10, dy: 14, "text-anchor": side }, `${mark.name} ${ratio(mark.value)}${beyond ? " →" : ""}`));

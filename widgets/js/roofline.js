@@ -45,10 +45,10 @@ function rooflinePlan(table, state) {
   const rows = cells.flatMap((cell) => table.byCell.get(cell));
   const present = new Set(rows.map((row) => row.technique));
   const techniques = table.techniques.filter((t) => present.has(t));
-  const picked = Array.isArray(state.techniques) ? techniques.filter((t) => state.techniques.includes(t)) : techniques;
+  const picked = listed(state.techniques) ? techniques.filter((t) => listed(state.techniques).includes(t)) : techniques;
   const named = table.ceilings.map((c) => c.name);
-  const own = named.filter((name, i) => table.cells.some((cell) => cell.ceiling === i || String(cell.target).startsWith(name)));
-  const wanted = Array.isArray(state.roofs) ? named.filter((name) => state.roofs.includes(name)) : own.length ? own : named;
+  const own = named.filter((name) => table.cells.some((cell) => cell.ceiling?.name === name));
+  const wanted = listed(state.roofs) ? named.filter((name) => listed(state.roofs).includes(name)) : own.length ? own : named;
   const ceilings = table.ceilings.filter((c) => wanted.includes(c.name));
   const spots = [];
   const left = new Map(); // why -> techniques left out
@@ -85,7 +85,7 @@ function roofSources(plan) {
 }
 
 /** The roofline in `root`. */
-function roofline(root, data, state, onState = () => {}) {
+function roofline(root, data, state = {}, onState = () => {}, sharing = null) {
   let table = indexed(data);
   let chosen = { ...state };
   let plan = null;
@@ -94,7 +94,7 @@ function roofline(root, data, state, onState = () => {}) {
   const details = node("div", { class: "kpt-roofline-details", "aria-live": "polite" });
   const sources = node("div", { class: "kpt-roofline-sources" });
   let figure = null;
-  const view = node("div", { class: "kpt-roofline" }, controls.element);
+  const view = node("div", {}, controls.element);
   root.append(view);
 
   function change(patch) {
@@ -111,7 +111,15 @@ function roofline(root, data, state, onState = () => {}) {
       ["attained", `${rate}, derived: ${quantity(spot.row.cell.flops, "FLOP")} over the ${spot.row.metrics.time.provenance} time`],
       ["intensity", `${digits(spot.x)} FLOP per byte: ${quantity(spot.row.cell.flops, "FLOP")} and ${quantity(spot.row.cell.bytes, "B")}, as the workload states them`],
     ];
-    details.replaceChildren(factCard(spot.row.technique, [...rowFacts(table, spot.row.cell, spot.row, table.overs[0]), ...derived]));
+    const card = pointCard({ over: table.overs[0], overs: table.overs, metric: "time" }, spot.row, close);
+    card.append(factList(derived));
+    details.replaceChildren(card);
+    card.focus();
+
+    function close() {
+      details.replaceChildren();
+      figure.focusPoint(key);
+    }
   }
 
   function draw() {
@@ -121,7 +129,7 @@ function roofline(root, data, state, onState = () => {}) {
     if (figure) figure.update(spec);
     else {
       figure = plot(spec);
-      view.append(under, figure.element, details, sources);
+      view.append(under, figure.element, details, sources, shareRow(sharing, () => chosen) ?? "");
     }
     const only = plan.chosen.filter((c) => c.options.length === 1 && c.facet.key !== "target");
     const reasons = [...plan.left].map(([why, techniques]) => `Not shown: ${[...new Set(techniques)].join(", ")}: ${why.replace(/\.$/, "")}.`);
