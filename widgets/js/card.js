@@ -75,9 +75,14 @@ function speedupFacts(plan, row) {
     }
   }
   const predicted = row.predicted[plan.over] ?? row.cell.predicted[plan.over];
-  if (predicted) facts.push(["predicted", `${ratio(predicted.value)}. ${predicted.text}`]);
+  if (predicted && row.ratios[plan.over]?.over !== row.technique) {
+    facts.push(["predicted", `${ratio(predicted.value)}: ${predicted.text.charAt(0).toLowerCase()}${predicted.text.slice(1)}`]);
+  }
   const { floorLow, floorHigh } = row.cell;
-  if (floorLow !== null && floorHigh !== null) facts.push(["noise floor", `eager against its twin: ${ratio(floorLow)} to ${ratio(floorHigh)}`]);
+  if (floorLow !== null && floorHigh !== null) {
+    const figures = figuresOf(1, floorLow, floorHigh);
+    facts.push(["noise floor", `eager against its twin: ${ratio(floorLow, figures)} to ${ratio(floorHigh, figures)}`]);
+  }
   return facts;
 }
 

@@ -86,7 +86,7 @@ function ratioWords(found) {
 
 /** "12.3 µs [12.1 µs, 12.5 µs]" for a metric of a row. */
 function metricWords(found) {
-  return withInterval(found.value, found.low, found.high, (v) => quantity(v, found.unit));
+  return withInterval(found.value, found.low, found.high, (v, figures) => quantity(v, found.unit, figures));
 }
 
 /** "rows 128, cols 4096" of a cell. */

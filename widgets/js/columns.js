@@ -4,33 +4,39 @@
 const PREFIXES = { "-12": "p", "-9": "n", "-6": "µ", "-3": "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P" };
 const PREFIXED = new Set(["s", "B", "J", "W", "FLOP", "FLOP/s", "B/s", "FLOP/J"]);
 
-/** Three significant digits without a trailing zero or an exponent where a reader can do without: 1.5, 1230, 3.2e-5. */
-function digits(value) {
-  if (value === 0) return "0";
-  const text = Math.abs(value) >= 1e-3 && Math.abs(value) < 1e6 ? Number(value.toPrecision(3)).toString() : value.toExponential(1);
-  return text.replace("e+", "e");
+/** Significant digits without a trailing zero, or an exponent where a reader can do without: 1.5, 1230, 3.2e-5. */
+function digits(value, figures = 3) {
+  const plain = value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e6);
+  return plain ? Number(value.toPrecision(figures)).toString() : value.toExponential(figures - 2).replace("e+", "e");
 }
 
 /** A number with its unit: "120 µs", "1.2 GB", "3.2e-5"; "unbounded" for Infinity and "none" for null. */
-function quantity(value, unit = "1") {
+function quantity(value, unit = "1", figures = 3) {
   if (value === null || value === undefined) return "none";
   if (!Number.isFinite(value)) return "unbounded";
-  if (!PREFIXED.has(unit) || value === 0) return digits(value) + (unit === "1" || unit === "" ? "" : ` ${unit}`);
-  const rounded = Number(value.toPrecision(3)); // 999.9e-6 is 1 ms, not 1000 µs
+  if (!PREFIXED.has(unit) || value === 0) return digits(value, figures) + (unit === "1" || unit === "" ? "" : ` ${unit}`);
+  const rounded = Number(value.toPrecision(figures)); // 999.9e-6 is 1 ms, not 1000 µs
   const power = Math.min(Math.max(3 * Math.floor(Math.log10(Math.abs(rounded)) / 3 + 1e-9), -12), 15);
-  return `${digits(rounded / 10 ** power)} ${PREFIXES[power]}${unit}`;
+  return `${digits(rounded / 10 ** power, figures)} ${PREFIXES[power]}${unit}`;
 }
 
 /** A speedup: "1.52x"; "unbounded" for Infinity and "none" for null. */
-function ratio(value) {
+function ratio(value, figures = 3) {
   if (value === null || value === undefined) return "none";
-  return Number.isFinite(value) ? `${digits(value)}x` : "unbounded";
+  return Number.isFinite(value) ? `${digits(value, figures)}x` : "unbounded";
 }
 
-/** "1.52x [1.48x, 1.55x]", or the value alone where there is no interval. `show` writes one number. */
+/** "1.52x [1.48x, 1.55x]", or the value alone where there is no interval. `show(number, figures)` writes one number. */
 function withInterval(value, low, high, show) {
-  if (low === null || low === undefined || (low === high && low === value)) return show(value);
-  return `${show(value)} [${show(low)}, ${high === null || high === undefined ? "unbounded" : show(high)}]`;
+  if (low === null || low === undefined || (low === high && low === value)) return show(value, 3);
+  const figures = figuresOf(value, low, high);
+  return `${show(value, figures)} [${show(low, figures)}, ${high === null || high === undefined ? "unbounded" : show(high, figures)}]`;
+}
+
+/** Significant digits with which an interval's ends differ from its value: 3, or up to 5 (what the columns carry). */
+function figuresOf(value, low, high) {
+  const width = Math.abs((high ?? value) - low) / Math.abs(value);
+  return width > 0 ? Math.min(Math.max(Math.ceil(1.3 - Math.log10(width)), 3), 5) : 3;
 }
 
 /** A status or a metric's name for readers: "out of memory", "energy with memory". */

@@ -1,7 +1,6 @@
 // The layers of a figure: layout, axes, legend, bands, curves with their intervals, symbols. One path for each series and layer, so
 // that ten thousand points are a few dozen elements.
 
-const FONT = '"Helvetica Neue", Helvetica, Arial, "Liberation Sans", sans-serif';
 const INK = "var(--kpt-ink)";
 const MUTED = "var(--kpt-muted)";
 const DENSE = 1500; // points from which symbols are small, whiskers faint and curves left out
@@ -198,10 +197,8 @@ function drawSeries(series, radius, dense, ids, area) {
   const points = series.points;
   const spread = points.filter((p) => p.plow !== null);
   if (series.connected && points.length > 1) {
-    if (spread.length === points.length) {
-      const shape = areaPath(points.map((p) => ({ x: p.px, low: p.plow, high: p.phigh })), area, { kind: "linear" });
-      parts.push(svg("path", { d: shape, fill: color, "fill-opacity": 0.16 }));
-    }
+    const shape = runs(points, (p) => p.plow !== null && !p.endless).map((run) => areaPath(run.map((p) => ({ x: p.px, low: p.plow, high: p.phigh })), area, { kind: "linear" }));
+    parts.push(svg("path", { d: shape.join(""), fill: color, "fill-opacity": 0.16 }));
     parts.push(svg("path", { d: `M${points.map((p) => `${px(p.px)} ${px(p.py)}`).join("L")}`, fill: "none", stroke: color, "stroke-width": 2, "stroke-dasharray": dash || null, "stroke-linejoin": "round" }));
   }
   if (spread.length) parts.push(svg("path", { d: spread.map((p) => whisker(p, dense, area)).join(""), fill: "none", stroke: color, "stroke-width": dense ? 0.7 : 1.4, "stroke-opacity": dense ? 0.35 : 1 }));
@@ -219,11 +216,28 @@ function drawSeries(series, radius, dense, ids, area) {
   return parts;
 }
 
-/** A whisker with caps; an end beyond the panel (unbounded) becomes an arrow at its edge. */
+/** Neighbours that pass a test, in groups of two or more. */
+function runs(points, test) {
+  const found = [];
+  let run = [];
+  for (const p of [...points, null]) {
+    if (p && test(p)) run.push(p);
+    else {
+      if (run.length > 1) found.push(run);
+      run = [];
+    }
+  }
+  return found;
+}
+
+const ENDLESS = 20; // px of the arrow that stands for an end that nothing bounds
+
+/** A whisker with caps; short arrows where the interval has no end, arrows at the edge where it leaves the panel. */
 function whisker(p, dense, area) {
-  const [top, low] = [Math.max(p.phigh, area.top), Math.min(p.plow, area.bottom)];
-  const line = `M${px(p.px)} ${px(low)}V${px(top)}`;
-  if (dense) return line;
-  const upper = p.phigh < area.top ? `m-4 6l4 -6l4 6` : `m-4 0h8`;
-  return `${line}${upper}${p.plow > area.bottom ? "" : `M${px(p.px - 4)} ${px(low)}h8`}`;
+  if (dense) return p.endless ? "" : `M${px(p.px)} ${px(p.plow)}V${px(p.phigh)}`;
+  const top = p.phigh === null ? p.py - ENDLESS : Math.max(p.phigh, area.top);
+  const low = p.endless && p.plow > area.bottom ? p.py + ENDLESS : Math.min(p.plow, area.bottom);
+  const upper = p.phigh === null || p.phigh < area.top ? `m-4 6l4 -6l4 6` : `m-4 0h8`;
+  const lower = p.plow > area.bottom ? `M${px(p.px - 4)} ${px(low - 6)}l4 6l4 -6` : `M${px(p.px - 4)} ${px(low)}h8`;
+  return `M${px(p.px)} ${px(low)}V${px(top)}${upper}${lower}`;
 }

@@ -3,6 +3,7 @@
 
 const MOST_MISSING = 8; // groups listed under the figure
 const MOST_PLACES = 3; // conditions named for a group
+const CACHED = "; this work may stay in a cache"; // what kpt_lab/columns.py adds to a bound that a cache can beat
 
 /** Mount the explorer in root. onState(state) after each choice; share: {name, text(state)} for the button that copies the view. */
 function explorer(root, data, state = {}, onState = () => {}, share = null) {
@@ -141,7 +142,7 @@ function acrossPanel(plan, series, y) {
 /** "bfloat16 · rows 4096 · NVIDIA H100 · recorded 2026-11-22 · measured in one process: exploratory". */
 function conditionWords(plan, shown) {
   const fixed = plan.chosen.filter((c) => (c.facet.param || c.facet.key === "dtype") && c.value !== undefined);
-  const facts = fixed.map(({ facet, value }) => (value === EVERY_VALUE ? `all ${facet.label}` : facet.param ? `${facet.label} ${value}` : String(value)));
+  const facts = fixed.map(({ facet, value }) => (value === EVERY_VALUE ? `all values of ${facet.label}` : facet.param ? `${facet.label} ${value}` : String(value)));
   const devices = [...new Set(plan.cells.map(deviceWords))];
   const days = [...new Set(plan.cells.map((cell) => cell.at).filter(Boolean))].sort();
   if (days.length) facts.push(`recorded ${days[0]}${days.length > 1 ? ` to ${days.at(-1)}` : ""}`);
@@ -159,16 +160,24 @@ function explorerNotes(plan, shown) {
   if (shown.some((row) => exploredValue(plan, row).low !== null)) {
     notes.push(several ? "Shading and whiskers: the span of the medians of several processes; where there is one process, its own interval." : "Shading and whiskers: intervals of the median within one process; restarts, which move times further, are not covered.");
   }
-  if (shown.some((row) => exploredValue(plan, row).high === Infinity)) notes.push("A whisker with an arrowhead has no upper end: too few blocks to bound it.");
+  if (shown.some((row) => exploredValue(plan, row).high === Infinity)) notes.push(shown.length > DENSE ? "Open symbols are UNCLEAR; intervals without an upper end, for want of blocks, have no whisker here." : "An arrow up: the interval has no upper end, for want of blocks.");
   if (plan.metric === "speedup" && plan.over !== BEST_BASELINE) notes.push(`Over ${plan.over}; the headline is the speedup over the best baseline.`);
   if (plan.metric === "speedup" && plan.over === BEST_BASELINE) {
     const best = [...new Set(shown.map((row) => row.ratios[plan.over].over))].filter(Boolean);
     notes.push(best.length === 1 ? `The best baseline is ${best[0]} throughout.` : `The best baseline is chosen at each place among ${best.join(", ")}.`);
   }
-  const sources = [...new Set(plan.cells.map((cell) => (plan.metric === "speedup" ? cell.predicted[plan.over]?.text : plan.metric === "time" ? cell.boundSource : "")).filter(Boolean))];
-  if (sources.length === 1) notes.push(`Bound: ${sources[0]}.`);
-  else if (sources.length) notes.push("Bound: its source differs from point to point, see a point's card.");
-  return notes;
+  return [...notes, ...boundNotes(plan)];
+}
+
+/** Where the bound comes from, in one or two sentences. */
+function boundNotes(plan) {
+  const textOf = (cell) => (plan.metric === "speedup" ? cell.predicted[plan.over]?.text : plan.metric === "time" ? cell.boundSource : "");
+  const texts = [...new Set(plan.cells.map(textOf).filter(Boolean))];
+  const [bare, ...others] = [...new Set(texts.map((text) => text.split(CACHED)[0]))];
+  if (!bare) return [];
+  if (others.length) return ["The bound's source differs from point to point: see a point's card."];
+  const cached = texts.some((text) => text !== bare) ? " Where the work may stay in a cache, the bound can be beaten." : "";
+  return [`Bound: ${bare}.${cached}`];
 }
 
 function emptyWords(plan) {

@@ -134,7 +134,10 @@ function alongX(plan, of) {
 function explorerLines(plan) {
   const across = (of) => (plan.x === "technique" && plan.cells.length === 1 ? plan.techniques.map((t) => [t, of(plan.cells[0])]).filter(([, v]) => v !== null && v !== undefined) : alongX(plan, of));
   if (plan.metric === "speedup") {
-    return [{ name: "hardware bound", points: across((cell) => cell.predicted[plan.over]?.value), dash: "9 3" }];
+    return [
+      { name: "hardware bound", points: across((cell) => cell.predicted[plan.over]?.value), dash: "9 3" },
+      { name: "copy of the same bytes", points: across((cell) => cell.predicted[plan.over]?.copy), dash: "2 3", color: MUTED },
+    ];
   }
   if (plan.metric !== "time") return [];
   return [

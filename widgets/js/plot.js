@@ -208,7 +208,7 @@ function insideLines(spec, low, high) {
     if (!values.length) continue;
     if (values.some((v) => v >= low && v <= high)) kept.push(line);
     else {
-      const ends = [...new Set([Math.min(...values), Math.max(...values)].map(write))];
+      const ends = [...new Set([Math.min(...values), Math.max(...values)].map((v) => write(v)))];
       const where = values.every((v) => v > high) ? "above" : values.every((v) => v < low) ? "below" : "above and below";
       if (line.name) notes.push(`The ${line.name} lies ${where} what is shown, at ${ends.join(" to ")}.`);
     }
@@ -255,7 +255,8 @@ function placePoints(spec, { x, y }, area) {
       p.py = y.at(p.y);
       const none = p.low === null || p.low === undefined;
       p.plow = none ? null : spec.y.kind === "log" && p.low <= 0 ? area.bottom + 9 : y.at(p.low);
-      p.phigh = none ? null : p.high === Infinity || p.high === null ? area.top - 9 : y.at(p.high);
+      p.endless = !none && (p.high === Infinity || p.high === null || p.high === undefined);
+      p.phigh = none || p.endless ? null : y.at(p.high);
     }
   });
 }

@@ -3,6 +3,8 @@
 const SVG = "http://www.w3.org/2000/svg";
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star"];
 const DASHES = ["", "7 4", "1.5 3", "7 3 1.5 3", "12 4", "12 3 1.5 3"];
+const FONT = '"Helvetica Neue", Helvetica, Arial, "Liberation Sans", sans-serif';
+let ruler = null; // a canvas's context that measures text
 const PALETTE = 6; // colours --kpt-c0 to --kpt-c5 in the stylesheet
 
 /** How the technique of style index i is drawn; -1 is eager. {color, dash, symbol}; color is a CSS variable. */
@@ -144,11 +146,12 @@ function hatching(id, color, period = 4, paper = "var(--kpt-paper)") {
   );
 }
 
-/** Approximate width of a text in pixels, without layout. */
+/** Width of a text in pixels in the figures' font, measured without touching the page's layout. */
 function textWidth(text, size = 12) {
-  let width = 0;
-  for (const c of String(text)) width += /[iljtf.,:;'|!() ]/.test(c) ? 0.31 : /[mwMW@%µ]/.test(c) ? 0.86 : /[A-Z]/.test(c) ? 0.69 : 0.56;
-  return width * size;
+  ruler ??= document.createElement("canvas").getContext("2d");
+  if (!ruler) return 0.56 * size * String(text).length;
+  ruler.font = `${size}px ${FONT}`;
+  return ruler.measureText(String(text)).width;
 }
 
 /** Words in lines of at most `width` pixels. */
