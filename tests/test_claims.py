@@ -105,6 +105,53 @@ PLANTED = [
     "Half as slow as eager.",
     "It reaches 4.2x (quoted from ).",
     "It comes near 80 percent of the roofline.",
+    "It needs a quarter of the time.",
+    "A sixfold gain.",
+    "Latency: 12ms",
+    "It's at 3.35TB/s.",
+    "It makes 1.3 × 10^3 tokens/s.",
+    "A 5-point drop in accuracy.",
+    "An error rate of 3.2%.",
+    "0.2 pJ/MAC",
+    "45 TOPS/W",
+    "It renders at 120 fps.",
+    "60 frames per second",
+    "A throughput of 5000 was seen.",
+    "It needs 1/3 of the memory.",
+    "It needs ½ the memory.",
+    "It speeds softmax up by 40%.",
+    "It accelerates by a factor of 3.",
+    "It gives x1.5.",
+    "It is 4,2x faster.",
+    "a speedup of about 3",
+    "98.7 accuracy",
+    "99.1 % top-1",
+    "You must see this: it is 4.2x faster.",
+    "A 4x GPU throughput.",
+    "It is `4.2x faster than eager`.",
+    "It is faster.[^1]\n\n[^1]: By 4.2x.",
+    "We got 40% here.",
+    "```{raw} html\n<p>It is 4.2x faster</p>\n```",
+    "Memory went from 80 GB to 52 GB.",
+    "It is 87 % of peak",
+    "Ours took 5 minutes.",
+    "It cut the loss to 2.31.",
+    "Softmax: 181 µs vs 290 µs.",
+    "1.6x-2x",
+    "2 to 3 times faster",
+    "speedup was 3",
+    "an 8x improvement",
+    "It wins by 12 %.",
+    "10 percent slower",
+    "Its footprint is 3 GB.",
+    "Model flops utilisation of 54%.",
+    "With 60 tokens per joule.",
+    "5 times less energy",
+    "uses five times less energy",
+    "reduces latency fourfold",
+    "is now three times as fast",
+    "gets us half the latency",
+    "fifty-percent savings",
 ]
 
 INNOCENT = [
@@ -186,6 +233,50 @@ INNOCENT = [
     "The threshold is 20%.",
     "An interval of 60 s passes between looks, a pause.",
     "Take 5% of the rows.",
+    "A table of 5 rows.",
+    "It must be at least 2x faster.",
+    "The limit is 2 GB.",
+    "Keep it below 2%.",
+    "SAME within 2%, else UNCLEAR.",
+    "The 95% confidence interval is wide.",
+    "At 50% sparsity nothing changes.",
+    "Every second call is checked.",
+    "A second is a long time.",
+    "The first second counts.",
+    "A file under 300 lines.",
+    "Phase 1 has 3 notebooks.",
+    "It runs on 8 GPUs.",
+    "It has 132 SMs.",
+    "A GPU with 80 GB.",
+    "Width 390 px.",
+    "1x",
+    "below 1x",
+    "Level 0.95",
+    "three kinds of memory",
+    "two baselines",
+    "The best of 20 variants.",
+    "Two of three runs were slower.",
+    "One process is exploratory.",
+    "Six processes make a headline.",
+    "It takes three arguments.",
+    "The pass takes two inputs.",
+    "float8 has 3 mantissa bits.",
+    "The 2:4 pattern saves memory.",
+    "Half of the weights are zero.",
+    "It doubles as a test.",
+    "The time is rounded to 3 digits.",
+    "A factor of safety.",
+    "It has a memory of its own.",
+    "Chapter 2 is about speed.",
+    "See section 3.2 for the time.",
+    "Issue #12 is slow.",
+    "torch 2.12 is faster.",
+    "9 of 10 tests passed.",
+    "A 3-layer network.",
+    "A batch of 32.",
+    "Sequence length 4096.",
+    "It drops 5 of 6 rows.",
+    "Rows of 64 kB each.",
 ]
 
 
@@ -345,6 +436,16 @@ def test_the_repository_has_no_figure_without_a_source() -> None:
     report = claims.check(ROOT)
     assert [line for line in report.failures if "kpt_lab.tables" not in line or "between the markers" not in line] == []
     assert report.generated > 0
+
+
+def test_what_is_typed_into_a_code_cell_is_prose_and_its_output_is_not(repository: Path) -> None:
+    source = "x = 1  # it is 3x faster\nprint('it is 4.2x faster')\nprint(f'{x:.0%} and 5x, {x:.2f}x')\n%magic"
+    cells = [{"cell_type": "code", "source": source.split("\n%")[0], "outputs": [{"text": "It is 9x faster."}]}]
+    (repository / "notebooks/n.ipynb").write_text(json.dumps({"cells": cells}))
+    places = [line.split(" (")[0] for line in claims.check(repository).failures]
+    assert sorted(places) == [
+        f"notebooks/n.ipynb: cell 1 line {n}: {what!r}" for n, what in ((1, "3x"), (2, "4.2x"), (3, "5x"))
+    ]
 
 
 # ---- what the roles show

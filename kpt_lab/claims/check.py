@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kpt_lab import records, tables
-from kpt_lab.claims import figures, prose
+from kpt_lab.claims import figures, notebooks, prose
 from kpt_lab.claims.query import count, files, record_command, trials_of
 from kpt_lab.claims.roles import show
 
@@ -42,8 +41,8 @@ def check(root: Path, paths: Sequence[str | Path] = ()) -> Report:
         text = path.read_text(encoding="utf-8")
         where = _named(path, root)
         if path.suffix == ".ipynb":
-            for number, source in _markdown_cells(text):
-                _check_text(source, f"{where}: cell {number} line ", IN_NOTEBOOK, root, report)
+            for number, above, source in notebooks.cells(text):
+                _check_text(source, f"{where}: cell {number} line ", IN_NOTEBOOK, root, report, above)
         else:
             in_docs = path.resolve().is_relative_to((root / "docs").resolve())
             _check_text(text, f"{where}:", IN_DOCS if in_docs else ELSEWHERE, root, report)
@@ -82,21 +81,14 @@ def _named(path: Path, root: Path) -> str:
     return str(full.relative_to(root.resolve())) if full.is_relative_to(root.resolve()) else str(path)
 
 
-def _markdown_cells(text: str) -> Iterator[tuple[int, str]]:
-    """The number, from 1, and the source of each Markdown cell."""
-    for number, cell in enumerate(json.loads(text)["cells"], 1):
-        if cell["cell_type"] == "markdown":
-            yield number, cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
-
-
-def _check_text(text: str, where: str, remedy: str, root: Path, report: Report) -> None:
+def _check_text(text: str, where: str, remedy: str, root: Path, report: Report, above: int = 0) -> None:
     page = prose.read(text)
     for sentence in page.sentences:
         open_, quoted = figures.find(sentence)
         report.quoted += quoted
         said = " ".join(sentence.text.replace(prose.CODE, "`..`").split())
         for figure in open_:
-            line = sentence.line + sentence.text.count("\n", 0, figure.start)
+            line = above + sentence.line + sentence.text.count("\n", 0, figure.start)
             report.failures.append(f"{where}{line}: {figure.text!r} ({figure.kind}) in {said!r}: {remedy}")
     for role in page.roles:
         _check_role(role, where, remedy, root, report)

@@ -41,7 +41,7 @@ _COMPARED = (
     r"(?i:faster|slower|quicker|less|more|fewer|smaller|larger|bigger|lower|higher|better|worse|cheaper|shorter|longer|greater)"
 )
 _SPEAKS = re.compile(
-    rf"\b(?:{_RESULT_NOUN}|{_COMPARED}|(?i:fast|slow|quick|speed-?\s?ups?|sav(?:es?|ed|ing)s?|reduc\w+|improv\w+|gain\w*|peak|bound|"
+    rf"\b(?:{_RESULT_NOUN}|{_COMPARED}|(?i:fast|slow|quick|speed-?\s?ups?|speeds|sped|accelerat\w+|sav(?:es?|ed|ing)s?|reduc\w+|improv\w+|gain\w*|peak|bound|"
     r"roofline|ceiling|baselines?|eager|beats?|outperform\w*|accurate|drops?|cuts?|wins?|loses?))\b"
 )
 _COUNTED = (
@@ -51,7 +51,7 @@ _COUNTED = (
 
 # ---- what makes it a limit or a setting
 
-_NORM = re.compile(r"(?i)\b(?:must|should|shall|ha(?:s|ve) to|need(?:s)? to|may not|may be|required?|requires|cannot exceed)\b")
+_NORM = re.compile(r"(?i)\b(?:must|should|shall|ha(?:s|ve) to|may not|required to be|cannot exceed)\b[^,;:—]*$")
 _FILL = r"(?:(?:about|a|an|the|some|of|is|to|at|around)\s+)*$"
 _AT_MOST = re.compile(
     rf"(?i)(?:\b(?:at most|no more than|not more than|not exceed|limit(?:ed|s)?|maximum|budget|timeout|threshold|margin|tolerance|"
@@ -70,7 +70,9 @@ _LEVEL = re.compile(
     rf"(?i)^\s*(?:confidence|intervals?|level|quantile|percentile|CI\b|sparsity|sparse|dense|dropout|significance|margin|limit|"
     rf"tolerance|budget|threshold|of\s+(?:all\s+|the\s+|its\s+|these\s+)?(?:{_COUNTED}|\d)|(?:more|less|fewer)\s+{_COUNTED}\b)"
 )
-_DEVICES = re.compile(r"^\s?(?:NVIDIA\s|AMD\s|Intel\s)?(?:[A-Z]+\d{2,4}\w*|GPUs?\b|CPUs?\b|cores?\b|nodes?\b)(?!\s+speed)")
+_DEVICES = re.compile(
+    rf"^\s?(?:NVIDIA\s|AMD\s|Intel\s)?(?:[A-Z]+\d{{2,4}}\w*|GPUs?\b|CPUs?\b|cores?\b|nodes?\b)(?!\s+(?:{_RESULT_NOUN}|speed))"
+)
 
 Judge = Callable[[re.Match[str], str, str, str], bool]
 
@@ -81,7 +83,8 @@ def _normal(before: str) -> bool:
 
 def _ratio(match: re.Match[str], before: str, after: str, context: str) -> bool:
     one = re.fullmatch(r"(?i)1\s?[x×]|[x×]\s?1|speed-?up.*\b(?:one|1)", match[0].strip())
-    return not (one or _normal(before) or _DEVICES.match(after))
+    devices = _DEVICES.match(after) and "." not in match[0]
+    return not (one or _normal(before) or devices)
 
 
 def _spoken(match: re.Match[str], before: str, after: str, context: str) -> bool:
@@ -91,12 +94,8 @@ def _spoken(match: re.Match[str], before: str, after: str, context: str) -> bool
 def _percentage(match: re.Match[str], before: str, after: str, context: str) -> bool:
     if _LEVEL.match(after) or _normal(before):
         return False
-    near = re.match(
-        rf"(?i)\s*(?:{_COMPARED}\b|(?:of|from)\s+(?:the\s+|its\s+|a\s+)?(?:\w+'s\s+)?(?:peak|bound|roofline|copy|eager))", after
-    )
-    if near:
-        return True
-    return bool(_SPEAKS.search(context)) and not _BELOW.search(before)
+    near = rf"(?i)\s*(?:{_COMPARED}\b|(?:of|from)\s+(?:the\s+|its\s+|a\s+)?(?:\w+'s\s+)?(?:peak|bound|roofline|copy|eager))"
+    return bool(re.match(near, after)) or not _BELOW.search(before)
 
 
 def _time(match: re.Match[str], before: str, after: str, context: str) -> bool:
@@ -128,7 +127,7 @@ _FRACTION = (
 _PER = r"(?:s|sec|seconds?|ms|milliseconds?|min|minutes?|h|hours?|W|watts?|J|joules?)"
 _RULES: tuple[tuple[str, str, Judge], ...] = (
     ("ratio", rf"{_RANGE}\s?(?:[xX]|×|✕)(?!\w)(?!\s*\d)", _ratio),
-    ("ratio", r"(?<![^\s(~≈])(?<!\d\s)(?<!PCIe )[x×](?!86\b|64\b|1\b)\d+(?:\.\d+)?(?![\w×])", _ratio),
+    ("ratio", r"(?<![^\s(~≈])(?<!\d\s)(?<!PCIe )[x×](?!(?:86|64|1)(?!\.?\d))\d+(?:\.\d+)?(?![\w×])", _ratio),
     ("ratio", rf"{_DECIMAL}\s+(?i:times)\b|{_WORD}(?<=half)\s+(?i:times)\b", _ratio),
     ("ratio", rf"{_RANGE}[- ](?i:times)\s+(?:as\s+\w+|{_COMPARED}|(?:the|its)\s+(?:\w+\s+)?{_RESULT_NOUN}|(?i:speed-?ups?|improvement))", _spoken),
     ("ratio", rf"(?:{_DIGITS}[- ]?|\b(?i:{_WORDS}|many|mani)[- ]?)(?<!mani)fold\b(?!\s+cross)", _ratio),
@@ -139,19 +138,22 @@ _RULES: tuple[tuple[str, str, Judge], ...] = (
     ("ratio", r"(?i:\b(?:in|by)\s+(?:half|two[- ]thirds|three[- ]quarters))\b", _spoken),
     ("ratio", rf"(?:{_NUMBER}|(?i:\b(?:an|several|many|some)))\s+(?i:orders?\s+of\s+magnitude)", _ratio),
     ("ratio", rf"{_FRACTION}\s+(?:of\s+(?:the\s+|its\s+)?(?:[\w']+\s+)?{_RESULT_NOUN}\b|{_COMPARED}\b|off\b)", _ratio),
-    ("ratio", rf"(?i:\bspeed-?\s?ups?)\s*(?:of|is|was|were|[:=≈~]|by|to|up to|about|around|from|reach\w*)*\s*{_RANGE}\b(?!\s*(?:of\s+{_NUMBER}|techniques|cells|processes))", _ratio),
+    ("ratio", rf"(?i:\bspeed-?\s?ups?)(?:\s*(?:of|is|was|were|[:=≈~]|by|to|up|about|around|from|reach\w*))*\s*{_RANGE}\b(?!\s*(?:of\s+{_NUMBER}|techniques|cells|processes))", _ratio),
     ("ratio", rf"(?i:\bfactors?\s+(?:of\s+)?|\b{_COMPARED}\s+by\s+){_RANGE}\b(?!\s?(?:%|percent))", _spoken),
     ("ratio", rf"{_DECIMAL}\s+(?i:speed-?up)\b", _ratio),
-    ("percentage", rf"{_RANGE}\s?(?:%|(?i:per\s?cent)\b)", _percentage),
+    ("ratio", rf"(?<!\d)\d+/\d+\s+(?:of\s+)?(?:the\s+|its\s+)?(?:[\w']+\s+)?{_RESULT_NOUN}\b", _ratio),
+    ("rate", rf"(?i:\b(?:throughput|bandwidth|latency|runtime))\s+(?i:of|is|was|reaches|at)\s+(?i:about\s+|around\s+|only\s+)?{_RANGE}", _plain),
+    ("accuracy", rf"{_DECIMAL}\s+(?i:accuracy|perplexity|bleu|mAP)\b", _plain),
+    ("percentage", rf"{_RANGE}[\s-]?(?:%|(?i:per\s?cent)\b)", _percentage),
     ("rate", rf"{_RANGE}\s?(?:(?i:million|billion|thousand)\s+)?[A-Za-z]{{0,12}}\s?(?:/\s?{_PER}|\s+(?i:per|a|each|every)\s+(?i:second|millisecond|minute|hour|watt|joule))\b", _plain),
-    ("rate", rf"{_RANGE}\s?(?:[kKMGTPE]?(?:FLOPS|OPS|Bps|bps)|[kKMGTPE](?:FLOPs|flops)|(?i:giga|tera|peta|exa)flops|(?i:QPS|it/s))\b", _plain),
+    ("rate", rf"{_RANGE}\s?(?:[kKMGTPE]?(?:FLOPS|OPS|Bps|bps)|[kKMGTPE](?:FLOPs|flops)|(?i:giga|tera|peta|exa)flops|(?i:QPS|fps|it/s))\b", _plain),
     ("time", rf"{_RANGE}[\s-]?(?:(?:[nuµm]s|sec|min|h|hrs?)\b|(?i:(?:nano|micro|milli)?seconds?|minutes?|hours?)\b)", _time),
     ("time", r"(?<![A-Za-z_\d.])\d{1,3}(?:,\d{3})*(?:\.\d+)?\ss\b|(?<![A-Za-z_\d.])\d{1,3}(?:\.\d+)?s\b", _time),
     ("memory", rf"{_RANGE}[\s-]?(?:[kKMGT]i?B|(?i:(?:kilo|mega|giga|tera)?bytes?)|B)\b(?!\s?/)", _amount),
     ("energy", rf"{_RANGE}\s?(?:[fpnuµmk]?J|[uµmkM]?Wh?|(?i:(?:milli|micro|pico|nano|femto|kilo)?(?:joules?|watts?(?:-hours?)?)))\b", _plain),
-    ("accuracy", rf"(?i:\b(?:accuracy|perplexity|bleu|rouge|f1|psnr|snr|auc|fidelity|top-[15]|r?mse|wer))\b(?:\s+[a-z]+){{0,3}}?\s*[:=≈~]?\s*{_RANGE}\b(?!\s?(?:%|percent))", _plain),
+    ("accuracy", rf"(?i:\b(?:accuracy|perplexity|ppl|bleu|rouge|mmlu|score|f1|psnr|snr|auc|fidelity|top-[15]|r?mse|wer))\b(?:\s+[a-z]+){{0,3}}?\s*[:=≈~]?\s*{_RANGE}\b(?!\s?(?:%|percent))", _plain),
     ("accuracy", rf"(?i:\b(?:errors?|loss|quality))\s+(?:(?:of|is|was|at|to|by|only|just|about)\s+)*[:=≈~]?\s*{_DECIMAL}", _plain),
-    ("accuracy", rf"{_RANGE}\s+(?i:(?:percentage\s+)?points?)\b|{_RANGE}\s?dB\b", _spoken),
+    ("accuracy", rf"{_RANGE}[\s-](?i:(?:percentage\s+)?points?)\b|{_RANGE}\s?dB\b", _spoken),
 )  # fmt: skip
 _COMPILED = tuple((kind, re.compile(pattern), judge) for kind, pattern, judge in _RULES)
 

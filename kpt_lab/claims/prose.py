@@ -49,11 +49,9 @@ _CODE_BLOCKS = frozenset(
         "literalinclude",
         "math",
         "toctree",
-        "raw",
         "mermaid",
         "graphviz",
         "doctest",
-        "eval-rst",
         "bibliography",
     ]
 )
@@ -64,7 +62,7 @@ _SPAN = re.compile(r"(?:\{([\w:+-]+)\})?(?<!`)(`+)(?!`)((?:(?!\n[ \t]*\n).)+?)(?
 _SHOWN_ROLES = frozenset(["doc", "ref", "numref", "term", "abbr", "sub", "sup", "download", "any", "guilabel"])
 _NO_CODE = re.compile(
     r"\s*[x×~≈+]?\s*\d[\d.,]*(?:\s*(?:to|-|–)\s*[\d.,]+)?\s*"
-    r"(?:[xX×]|%|[nuµμm]?s|[kKMGT]i?B(?:/s)?|[kKMGTP]?FLOPs?(?:/s)?|[nuµμmk]?[JW])(?:\s+\w+)?\s*|\s*[x×]\d+(?:\.\d+)?\s*"
+    r"(?:[xX×]|%|[nuµμm]?s|[kKMGT]i?B(?:/s)?|[kKMGTP]?FLOPs?(?:/s)?|[nuµμmk]?[JW])(?:\s+[A-Za-z]+){0,5}\s*|\s*[x×]\d+(?:\.\d+)?\s*"
 )
 _ITEM = re.compile(r"^(\s*)([-*+]|\d{1,9}[.)])(\s+|$)")
 _RULE = re.compile(r"^[\s>]*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$")
@@ -163,14 +161,14 @@ def _spans(text: str, roles: list[Role]) -> Callable[[re.Match[str]], str]:
 
 def _without_links(text: str) -> str:
     """Links as their texts, images as theirs; addresses as the word "link"."""
-    text = re.sub(r"^[ \t]*\[[^\]\n]+\]:[ \t]*\S+.*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^[ \t]*\[(?!\^)[^\]\n]+\]:[ \t]*\S+.*$", "", text, flags=re.MULTILINE)
     text = re.sub(r"\$\$.*?\$\$", _blank, text, flags=re.DOTALL)
     text = re.sub(r"(?<![\w$\\])\$([^$\n]+)\$(?!\d)", lambda m: m[1] if _MATH_FIGURE.fullmatch(m[1]) else CODE, text)
     text = text.replace("\\times", "×").replace("\\%", "%").replace("\\,", " ")
     for _ in range(2):  # an image may stand in a link
         text = re.sub(r"!?\[([^\[\]]*)\]\(([^()\s]*(?:\([^()]*\)[^()\s]*)*)(?:\s+\"([^\"]*)\")?\)", _link, text)
     text = re.sub(r"!?\[([^\[\]]+)\]\[[^\[\]]*\]", r"\1", text)
-    text = re.sub(r"\[\^[^\]]+\]", "", text)
+    text = re.sub(r"\[\^[^\]]+\]:?", "", text)
     text = re.sub(r"<https?://[^>\s]*>|https?://[^\s)>\]]+", "link", text)
     return _TAG.sub(_attributes, text)
 
@@ -188,7 +186,13 @@ def _attributes(match: re.Match[str]) -> str:
 
 def _plain(line: str) -> str:
     """One line with its characters in one form, and without the marks of emphasis, headings and quotations."""
-    line = unicodedata.normalize("NFKC", html.unescape(line)).replace("\u200b", "").replace("μ", "µ").replace("−", "-")
+    line = (
+        unicodedata.normalize("NFKC", html.unescape(line))
+        .replace("\u200b", "")
+        .replace("μ", "µ")
+        .replace("−", "-")
+        .replace("⁄", "/")
+    )
     line = re.sub(r"^\s*(?:>\s?)+", "", line)
     return re.sub(r"\*+(?=\S)|(?<=\S)\*+|(?<!\w)_+(?=\w)|(?<=[\w.!?%])_+(?!\w)|~~", "", line)
 
