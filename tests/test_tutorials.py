@@ -76,10 +76,11 @@ def test_the_answer_about_restarts_follows_from_its_records() -> None:
     assert f"over {len(processes)} restarts" in told
 
 
-def test_every_cheat_on_the_page_was_caught() -> None:
-    lines = outputs(nbformat.read(TRUST, as_version=4), "cheats").splitlines()[2:]
-    assert len(lines) >= 3
-    assert all(line.split("|")[3].strip() in ("wrong", "rejected") for line in lines)
+@pytest.mark.parametrize(("cell", "column", "least"), [("cheats", 3, 3), ("try-shipped", 2, 6)])
+def test_every_cheat_on_the_page_was_caught(cell: str, column: int, least: int) -> None:
+    lines = outputs(nbformat.read(TRUST, as_version=4), cell).splitlines()[2:]
+    assert len(lines) >= least
+    assert all(line.split("|")[column].strip() in ("wrong", "rejected") for line in lines)
 
 
 def test_the_simulated_count_is_what_the_library_gives() -> None:
