@@ -9,18 +9,15 @@ import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
-from kpt_lab import panels, records
+from kpt_lab import panels
 from kpt_lab.conditions import bound_of, ceilings, command, device_name, elsewhere, fits_cache, number, where, work_of
 from kpt_lab.core import Incomparable, Metric, Provenance, Status, Trial, Trials, Verdict
-from kpt_lab.ratios import COPY, Cell, Speedup, cells, compare, speedup, speedups
+from kpt_lab.pieces import Kept, Piece, labels_of, overs_of, pieces_of
+from kpt_lab.ratios import COPY, Speedup, compare, speedup
 
 SCHEMA = 1
-BEST = "best baseline"
-PEERS = ("liger",)
-"""Labels that are no baselines (a user may not have them) and yet what others would compare with."""
-
 OF_CELL = ("bound", "noise_floor", "copy_time")
 """Metrics that belong to a cell: every technique's Trial repeats them."""
 
@@ -32,8 +29,6 @@ CACHED = "; this work may stay in a cache, and then the bound can be beaten"
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 STATUSES: tuple[str, ...] = get_args(Status)
 PROVENANCES: tuple[str, ...] = get_args(Provenance)
-
-Kept = dict[Any, Any]
 
 
 def columns(
@@ -48,9 +43,9 @@ def columns(
     trials = Trials((trials,) if isinstance(trials, Trial) else trials)
     if wrong := next((type(t).__name__ for t in trials if not isinstance(t, Trial)), ""):
         raise ValueError(f"trials holds a {wrong}; accepted are Trials, as measure, sweep or load return them")
-    labels = _labels(trials)
-    chosen = _overs(trials, labels, overs)
-    pieces = _pieces(trials, chosen, {} if kept is None else kept)
+    labels = labels_of(trials)
+    chosen = overs_of(trials, labels, overs)
+    pieces = pieces_of(trials, chosen, {} if kept is None else kept)
     book = _Book(labels, chosen, pieces)
     for piece in pieces:
         book.add(piece)
@@ -88,68 +83,6 @@ def _short(columns: dict[str, Any], whole: tuple[str, ...] = ()) -> dict[str, An
     return found
 
 
-class _Piece(NamedTuple):
-    """One cell: its techniques' Trials by label, their Speedups by `over` and label, and which labels' code changed."""
-
-    cell: Cell
-    by_label: dict[str, Trials]
-    speedups: dict[str, dict[str, Speedup]]
-    judged: dict[str, str]
-
-    @property
-    def trials(self) -> Trials:
-        return Trials(t for group in self.by_label.values() for t in group)
-
-
-def _labels(trials: Trials) -> list[str]:
-    """Eager, then the other baselines, then the techniques, by name: an order that new Trials don't upset."""
-    baseline = {t.label: t.baseline for t in trials if t.label != COPY}
-    return sorted(baseline, key=lambda label: (label != "eager", not baseline[label], label))
-
-
-def _overs(trials: Trials, labels: Sequence[str], overs: Sequence[str] | None) -> tuple[str, ...]:
-    if overs is None:
-        baselines = {t.label for t in trials if t.baseline}
-        return (BEST, *(label for label in labels if label in baselines or label in PEERS))
-    given = (overs,) if isinstance(overs, str) else tuple(overs)
-    if unknown := [over for over in given if over not in (BEST, *labels)]:
-        raise ValueError(f"overs holds {unknown[0]!r}; accepted are {', '.join((BEST, *labels))}")
-    return given
-
-
-def _pieces(trials: Trials, overs: tuple[str, ...], kept: Kept) -> list[_Piece]:
-    """The cells in order, each formed anew only where it holds a Trial that `kept` doesn't know."""
-    keys: dict[Cell, Any] = {}
-    new: list[tuple[Any, Cell, dict[str, Trials], Trials]] = []
-    for cell, by_label in cells(trials).items():
-        held = Trials(t for group in by_label.values() for t in group)
-        keys[cell] = overs, *map(id, held)
-        if keys[cell] not in kept:
-            new.append((keys[cell], cell, by_label, held))
-    statuses = iter(records.statuses(t for _, _, _, held in new for t in held))
-    for key, cell, by_label, held in new:
-        judged = dict.fromkeys(by_label, "")
-        for trial, status in zip(held, statuses, strict=False):
-            if status in ("stale", "unknown source") and judged[trial.label] != "stale":
-                judged[trial.label] = status
-        formed = {over: {s.label: s for s in speedups(held, over)} for over in overs}
-        kept[key] = _Piece(cell, by_label, formed, judged)  # it holds the Trials, so that no other gets one of those ids
-    for key in kept.keys() - set(keys.values()):
-        del kept[key]
-    return [kept[keys[cell]]._replace(cell=cell) for cell in sorted(keys, key=_order)]
-
-
-def _order(cell: Cell) -> tuple[Any, ...]:
-    """Cells by workload, device, dtype, and by the values of their parameters, numbers before text."""
-    values = tuple((name, *_rank(value)) for name, value in sorted(cell.params))
-    return cell.workload, cell.target or cell.device, cell.device, cell.dtype, cell.host, values
-
-
-def _rank(value: Any) -> tuple[int, float, str]:
-    number = isinstance(value, int | float) and math.isfinite(value)
-    return (0, value, "") if number else (1, 0.0, str(value))
-
-
 # ---- filling the columns
 
 
@@ -173,7 +106,7 @@ class _Texts:
 class _Book:
     """The columns while they are filled, cell by cell."""
 
-    def __init__(self, labels: Sequence[str], overs: Sequence[str], pieces: Sequence[_Piece]) -> None:
+    def __init__(self, labels: Sequence[str], overs: Sequence[str], pieces: Sequence[Piece]) -> None:
         found = [piece.cell for piece in pieces]
         measured = {bool(cell.device) for cell in found}
         described = panels.describe(found, apart=len(measured) > 1)
@@ -195,7 +128,7 @@ class _Book:
         self.rows["ratios"] = {over: {name: [] for name in _RATIO} for over in overs}
         self.rows["predicted"] = {over: {"value": [], "text": []} for over in overs}
 
-    def add(self, piece: _Piece) -> None:
+    def add(self, piece: Piece) -> None:
         """Fill in one cell and a row for each of its techniques; a cell that holds nothing but the copy has none."""
         shown = [label for label in self.labels if label in piece.by_label]
         if not shown:
@@ -211,7 +144,7 @@ class _Book:
                 self._ratio(self.rows["ratios"][over], by_label[label])
                 self._predicted(self.rows["predicted"][over], by_label[label])
 
-    def _cell(self, piece: _Piece, bound: Metric | None) -> None:
+    def _cell(self, piece: Piece, bound: Metric | None) -> None:
         cell, trials = piece.cell, piece.trials
         work, traffic = work_of(trials)
         given = dict(cell.params)
@@ -246,7 +179,7 @@ class _Book:
             self.environments.append(entry)
         return self.environments.index(entry)
 
-    def _row(self, index: int, label: str, piece: _Piece) -> None:
+    def _row(self, index: int, label: str, piece: Piece) -> None:
         group = piece.by_label[label]
         bad = next((t for t in group if t.status != "ok"), group[0])
         blocks = [len(next(iter(t.samples.values()), ())) for t in group]
@@ -296,7 +229,7 @@ class _Book:
         column["over"].append(self.labels.get(over, -1))
         column["reason"].append(self.texts(ratio.note if ratio else found.reason))
 
-    def _limit(self, column: dict[str, list[Any]], piece: _Piece, over: str, bound: Metric | None) -> None:
+    def _limit(self, column: dict[str, list[Any]], piece: Piece, over: str, bound: Metric | None) -> None:
         """The largest speedup over `over` that the cell's bound allows: the figures draw the same number as a line."""
         base = next((s.over for s in piece.speedups[over].values() if s.over), Trials())
         times = [t.metrics["time"].value for t in base.ok if "time" in t.metrics]
@@ -327,7 +260,7 @@ _ROW = ("cell", "technique", "status", "advice", "processes", "blocks", "contrac
 _RATIO = ("value", "low", "high", "verdict", "over", "reason")
 
 
-def _copy_ratio(piece: _Piece, base: Trials) -> float | None:
+def _copy_ratio(piece: Piece, base: Trials) -> float | None:
     """How many times faster a copy of the same bytes was than `base`, where the rules allow that ratio."""
     if not base or COPY not in piece.by_label:
         return None

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 import kpt_lab as kpt
 from kpt_lab import cli, ratios
 from kpt_lab.asked import of_module
-from kpt_lab.columns import BEST, STALE, UNKNOWN, columns
+from kpt_lab.columns import STALE, UNKNOWN, columns
 from kpt_lab.conditions import number
 from kpt_lab.core import Metric, Trial, Trials
 from kpt_lab.environment import environment
 from kpt_lab.hardware import targets
 from kpt_lab.kernels import softmax
+from kpt_lab.pieces import BEST
 from kpt_lab.runner import hashes
 
 RESULTS = Path(__file__).parents[1] / "notebooks/phase1/results"
@@ -398,6 +399,7 @@ def test_no_trials_are_empty_columns():
     assert data["rows"]["cell"] == data["cells"]["workload"] == data["workloads"] == []
     assert data["overs"] == [BEST]
     assert data["rows"]["ratios"][BEST]["value"] == []
+    assert columns(Trials(), overs=["to come"])["overs"] == ["to come"]
 
 
 def test_known_cells_are_not_formed_again(monkeypatch):
@@ -406,7 +408,7 @@ def test_known_cells_are_not_formed_again(monkeypatch):
     first = columns(PAIR, kept=kept)
     seen = []
     real = ratios.speedups
-    monkeypatch.setattr("kpt_lab.columns.speedups", lambda held, over: seen.append((held, over)) or real(held, over))
+    monkeypatch.setattr("kpt_lab.pieces.speedups", lambda held, over: seen.append((held, over)) or real(held, over))
     assert columns(PAIR, kept=kept) == first
     assert seen == []
     assert columns([*PAIR, more], kept=kept) == columns([*PAIR, more])
