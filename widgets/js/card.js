@@ -111,7 +111,7 @@ function pointCard(plan, row, onClose) {
     "section",
     { class: "kpt-card", tabindex: -1, "aria-label": `${row.technique}, ${cellWords(row.cell)}` },
     button("Close", onClose).element,
-    node("h3", {}, row.technique),
+    node("p", { class: "kpt-heading" }, row.technique),
     factList(cardFacts(plan, row)),
   );
   card.addEventListener("keydown", (event) => {

@@ -74,7 +74,7 @@ function extent(axis, values, extras) {
   let low = Math.min(...bounded(good, Math.min));
   let high = Math.max(...bounded(good, Math.max));
   const reach = axis.reach ?? 3;
-  const [least, most] = log ? [low / reach, high * reach] : [low - reach * (high - low || Math.abs(high)), high + reach * (high - low || Math.abs(high))];
+  const [least, most] = low > 0 ? [low / reach, high * reach] : [low - reach * (high - low), high + reach * (high - low)];
   for (const v of extras) {
     if (Number.isFinite(v) && v >= least && v <= most) {
       low = Math.min(low, v);
@@ -179,9 +179,10 @@ function areaPath(points, area, scale) {
   return `M${points.map((p) => `${px(p.x)} ${px(p.high)}`).join("L")}L${[...points].reverse().map((p) => `${px(p.x)} ${px(p.low)}`).join("L")}Z`;
 }
 
-/** Lines: [[x, y], ...] joined; a single point, or categories, as short strokes. */
+/** Lines: [[x, y], ...] joined; a single point, or categories, as short strokes; `at` is a value across the panel. */
 function drawLines(area, scales, lines) {
   return (lines ?? []).map((line) => {
+    if (line.at !== undefined) return svg("path", { d: `M${area.left} ${px(scales.y.at(line.at))}h${area.width}`, ...lineLook(line) });
     const at = line.points.map(([x, y]) => [scales.x.at(x), scales.y.at(y)]);
     const strokes = scales.x.kind === "category" || at.length === 1;
     const half = scales.x.kind === "category" ? scales.x.slot * 0.46 : 18;

@@ -36,7 +36,7 @@ function explorer(root, data, state = {}, onState = () => {}, share = null) {
       chart = plot(spec);
       figureBox.replaceChildren(chart.element);
     }
-    missing.replaceChildren(...missingNodes(plan));
+    missing.replaceChildren(...missingNodes(plan, pick));
   }
 
   function pick(key) {
@@ -49,7 +49,7 @@ function explorer(root, data, state = {}, onState = () => {}, share = null) {
 
   function close(back) {
     cardBox.replaceChildren();
-    if (back && open !== null) chart?.focusPoint(open);
+    if (back && open !== null && !figureBox.hidden) chart?.focusPoint(open);
     open = null;
   }
 
@@ -124,19 +124,12 @@ function explorerSpec(plan, onPick) {
     x: plan.axis,
     y: series.length ? explorerValueAxis(plan, series) : { kind: "linear" },
     series,
-    lines: [...(plan.metric === "speedup" ? [{ name: "", points: acrossPanel(plan, series, 1), color: MUTED, width: 1, wide: false }] : []), ...explorerLines(plan)],
+    lines: [...(plan.metric === "speedup" ? [{ name: "", points: [], at: 1, color: MUTED, width: 1 }] : []), ...explorerLines(plan)],
     bands: explorerBands(plan),
     hatchedName: shown.some((row) => (row.metrics.time?.provenance ?? "measured") !== "measured") ? "UNCLEAR or not measured" : "UNCLEAR",
     table: () => pointRows(plan, shown),
     onPick,
   };
-}
-
-/** A horizontal line at y over all the points' x. */
-function acrossPanel(plan, series, y) {
-  if (plan.axis.kind === "category") return plan.axis.categories.map((c) => [c, y]);
-  const xs = [...new Set(series.flatMap((s) => s.points.map((p) => p.x)))].sort((a, b) => a - b);
-  return xs.map((x) => [x, y]);
 }
 
 /** "bfloat16 · rows 4096 · NVIDIA H100 · recorded 2026-11-22 · measured in one process: exploratory". */
@@ -148,8 +141,8 @@ function conditionWords(plan, shown) {
   if (days.length) facts.push(`recorded ${days[0]}${days.length > 1 ? ` to ${days.at(-1)}` : ""}`);
   const kinds = [...new Set(shown.map((row) => row.metrics[plan.metric]?.provenance ?? row.metrics.time?.provenance).filter(Boolean))];
   const counts = shown.map((row) => row.processes).filter(Boolean);
-  const most = counts.length ? Math.max(...bounded(counts, Math.max)) : 0;
-  const runs = !most ? "" : most === 1 ? " in one process: exploratory" : ` in up to ${most} processes`;
+  const [least, most] = counts.length ? [Math.min(...bounded(counts, Math.min)), Math.max(...bounded(counts, Math.max))] : [0, 0];
+  const runs = !most ? "" : most === 1 ? " in one process: exploratory" : ` in ${least === most ? most : `${least} to ${most}`} processes`;
   return [devices.join(" and "), ...facts, `${kinds.join("; ")}${runs}`].filter(Boolean).join("  ·  ");
 }
 
@@ -158,7 +151,7 @@ function explorerNotes(plan, shown) {
   const notes = [];
   const several = shown.some((row) => row.processes > 1);
   if (shown.some((row) => exploredValue(plan, row).low !== null)) {
-    notes.push(several ? "Shading and whiskers: the span of the medians of several processes; where there is one process, its own interval." : "Shading and whiskers: intervals of the median within one process; restarts, which move times further, are not covered.");
+    notes.push(several ? `Shading and whiskers: the span of the medians of several processes${shown.some((row) => row.processes === 1) ? "; where there is one process, its own interval, exploratory" : ""}.` : "Shading and whiskers: intervals of the median within one process; restarts, which move times further, are not covered.");
   }
   if (shown.some((row) => exploredValue(plan, row).high === Infinity)) notes.push(shown.length > DENSE ? "Open symbols are UNCLEAR; intervals without an upper end, for want of blocks, have no whisker here." : "An arrow up: the interval has no upper end, for want of blocks.");
   if (plan.metric === "speedup" && plan.over !== BEST_BASELINE) notes.push(`Over ${plan.over}; the headline is the speedup over the best baseline.`);
@@ -166,7 +159,7 @@ function explorerNotes(plan, shown) {
     const best = [...new Set(shown.map((row) => row.ratios[plan.over].over))].filter(Boolean);
     notes.push(best.length === 1 ? `The best baseline is ${best[0]} throughout.` : `The best baseline is chosen at each place among ${best.join(", ")}.`);
   }
-  return [...notes, ...boundNotes(plan)];
+  return explorerLines(plan).some((line) => line.name === BOUND_LINE && line.points.length) ? [...notes, ...boundNotes(plan)] : notes;
 }
 
 /** Where the bound comes from, in one or two sentences. */
@@ -186,17 +179,19 @@ function emptyWords(plan) {
   return `There is nothing to show${where.length ? ` at ${where.join(", ")}` : ""}. Choose another value, or “all values”.`;
 }
 
-/** What isn't in the figure, with its reason. */
-function missingNodes(plan) {
+/** What isn't in the figure, with its reason; its button opens the card of the first. */
+function missingNodes(plan, onPick) {
   const groups = explorerMissing(plan);
   if (!groups.length) return [];
   const item = (group) => {
     const places = [...new Set(group.rows.map((row) => placeWords(row.cell)))];
     const where = places.length > MOST_PLACES ? `${places.slice(0, MOST_PLACES).join("; ")}; and ${places.length - MOST_PLACES} more` : places.join("; ");
-    return node("li", {}, node("strong", {}, `${group.technique}: ${group.status}`), where ? ` at ${where}. ` : ". ", group.why);
+    const opens = button(`${group.technique}: ${group.status}`, () => onPick(group.rows[0].index)).element;
+    opens.classList.add("kpt-link");
+    return node("li", {}, opens, where ? ` at ${where}. ` : ". ", group.why);
   };
   const more = groups.length > MOST_MISSING ? [node("p", { class: "kpt-note" }, `${groups.length - MOST_MISSING} more reasons are in the data (CSV).`)] : [];
-  return [node("h4", {}, "Not in the figure"), node("ul", {}, groups.slice(0, MOST_MISSING).map(item)), ...more];
+  return [node("p", { class: "kpt-heading" }, "Not in the figure"), node("ul", {}, groups.slice(0, MOST_MISSING).map(item)), ...more];
 }
 
 /** The state that reproduces a plan: only what a reader could have chosen otherwise. */
@@ -214,12 +209,13 @@ function sharedState(plan) {
 function pointRows(plan, shown) {
   const params = plan.table.params.filter((name) => shown.some((row) => row.cell.params[name] !== undefined));
   const speedup = plan.metric === "speedup";
-  const write = speedup ? ratio : (v) => quantity(v, plan.table.metrics[plan.metric].unit);
+  const write = speedup ? ratio : (v, figures) => quantity(v, plan.table.metrics[plan.metric].unit, figures);
   const head = ["technique", ...params, speedup ? `speedup over ${overName(plan.over)}` : metricName(plan.metric), "low", "high", ...(speedup ? ["verdict"] : []), "processes"];
   const rows = shown.map((row) => {
     const { value, low, high } = exploredValue(plan, row);
-    const ends = [low, high].map((v) => (v === null || v === undefined ? "" : write(v)));
-    return [row.technique, ...params.map((name) => row.cell.params[name] ?? ""), write(value), ...ends, ...(speedup ? [row.ratios[plan.over].verdict] : []), row.processes];
+    const figures = low === null || low === undefined ? 3 : figuresOf(value, low, high === Infinity ? null : high);
+    const ends = [low, high].map((v) => (v === null || v === undefined ? "" : write(v, figures)));
+    return [row.technique, ...params.map((name) => row.cell.params[name] ?? ""), write(value, figures), ...ends, ...(speedup ? [row.ratios[plan.over].verdict] : []), row.processes];
   });
   return { head, rows };
 }

@@ -3,6 +3,7 @@
 const EVERY_VALUE = "all";
 const BEST_BASELINE = "best baseline";
 const NAMES = { time: "time of a call", wall_time: "wall time of a call", error: "error against float64", "memory.peak": "peak memory", "memory.held": "memory held" };
+const BOUND_LINE = "hardware bound";
 const WIDE = 8; // values that span more than this factor get a logarithmic axis
 
 const metricName = (metric) => NAMES[metric] ?? spaced(metric);
@@ -111,7 +112,7 @@ function explorerValueAxis(plan, series) {
   const [low, high] = [Math.min(...bounded(values, Math.min)), Math.max(...bounded(values, Math.max))];
   const wide = low > 0 && high / low > 4;
   if (plan.metric === "speedup") {
-    return { kind: wide ? "log" : "linear", label: `speedup over ${overName(plan.over)}`, format: ratio, include: 1, reach: wide ? 2.5 : 0.6 };
+    return { kind: wide ? "log" : "linear", label: `speedup over ${overName(plan.over)}`, format: ratio, include: 1, reach: wide ? 2.5 : 1.6 };
   }
   const unit = plan.table.metrics[plan.metric].unit;
   return { kind: wide ? "log" : "linear", label: metricName(plan.metric), unit, zero: true, reach: 12 };
@@ -135,13 +136,13 @@ function explorerLines(plan) {
   const across = (of) => (plan.x === "technique" && plan.cells.length === 1 ? plan.techniques.map((t) => [t, of(plan.cells[0])]).filter(([, v]) => v !== null && v !== undefined) : alongX(plan, of));
   if (plan.metric === "speedup") {
     return [
-      { name: "hardware bound", points: across((cell) => cell.predicted[plan.over]?.value), dash: "9 3" },
+      { name: BOUND_LINE, points: across((cell) => cell.predicted[plan.over]?.value), dash: "9 3" },
       { name: "copy of the same bytes", points: across((cell) => cell.predicted[plan.over]?.copy), dash: "2 3", color: MUTED },
     ];
   }
   if (plan.metric !== "time") return [];
   return [
-    { name: "hardware bound", points: across((cell) => cell.bound), dash: "9 3" },
+    { name: BOUND_LINE, points: across((cell) => cell.bound), dash: "9 3" },
     { name: "copy of the same bytes", points: across((cell) => cell.copy), dash: "2 3", color: MUTED },
   ];
 }

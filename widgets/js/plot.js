@@ -4,7 +4,7 @@
 // spec: {title, subtitle, notes: [..], description, height,
 //   x: {label, kind: "log" | "linear" | "category", unit, categories, ticks, format}, y: {the same, include, zero, reach},
 //   series: [{name, style, points: [{x, y, low, high, hatched, faded, mark, key, label}], connected}],
-//   lines: [{name, points: [[x, y]..], dash, color}], bands: [{name, kind: "same" | "floor", from, to} or {.., points: [[x, low, high]..]}],
+//   lines: [{name, points: [[x, y]..], dash, color} or {.., points: [], at: y}], bands: [{name, kind: "same" | "floor", from, to} or {.., points: [[x, low, high]..]}],
 //   hatchedName, table: () => {head: [..], rows: [[..]..]}, onPick(key)}
 // label is text, or a function that returns it (for many points), its lines separated by \n; high may be Infinity; mark is "stale" or "elsewhere".
 
@@ -123,9 +123,9 @@ function plot(spec) {
       fillTable();
     },
     focusPoint(key) {
+      current = points.find((p) => p.key === key) ?? points[0] ?? null; // so that focusing says nothing of another point
       stage.focus();
-      const point = points.find((p) => p.key === key);
-      if (point) show(point, false);
+      show(current, false);
     },
     remove: () => watcher.disconnect(),
   };
@@ -205,6 +205,7 @@ function insideLines(spec, low, high) {
   const [kept, notes] = [[], []];
   for (const line of spec.lines ?? []) {
     const values = line.points.map((p) => p[1]);
+    if (line.at !== undefined) values.push(line.at);
     if (!values.length) continue;
     if (values.some((v) => v >= low && v <= high)) kept.push(line);
     else {
@@ -244,7 +245,8 @@ function figureExtras(spec, points) {
 
 /** Pixels of each point; series side by side within a category. Sorts connected series along x. */
 function placePoints(spec, { x, y }, area) {
-  const step = x.kind === "category" ? Math.min(22, (x.slot * 0.8) / Math.max(spec.series.length, 1)) : 0;
+  const shared = x.kind === "category" && spec.series.reduce((n, s) => n + new Set(s.points.map((p) => p.x)).size, 0) > new Set(spec.series.flatMap((s) => s.points.map((p) => p.x))).size;
+  const step = shared ? Math.min(22, (x.slot * 0.8) / Math.max(spec.series.length, 1)) : 0;
   spec.series.forEach((series, i) => {
     const shift = step * (i - (spec.series.length - 1) / 2);
     if (x.kind !== "category" && series.connected !== false) series.points.sort((a, b) => a.x - b.x);
