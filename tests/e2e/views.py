@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-# All that is drawn: every shape's geometry and every word, so that any change of the figure changes it.
-DRAWN = """root => [...root.querySelectorAll('svg, svg *')].map(shape =>
+# Every shape, square and word but the controls': any change of the figure changes it.
+DRAWN = """root => [...root.querySelectorAll('*')].filter(each => !each.closest('.kpt-control')).map(each =>
   ['d', 'x', 'y', 'x1', 'x2', 'y1', 'y2', 'cx', 'cy', 'width', 'height', 'points', 'transform', 'fill', 'style', 'class']
-    .map(name => shape.getAttribute(name) ?? '').join(' ')
-  + (shape.childElementCount ? '' : shape.textContent)).join('\\n')"""
+    .map(name => each.getAttribute(name) ?? '').join(' ')
+  + [...each.childNodes].filter(child => child.nodeType === Node.TEXT_NODE).map(child => child.data).join('')).join('\\n')"""
 CHANGED = f"([root, before]) => root.isConnected && ({DRAWN})(root) !== before"
+ANSWER_MS = 20_000  # how long a view may take to answer before it counts as dead
 SETTLE = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
@@ -18,7 +19,9 @@ class View:
 
     def __init__(self, root: Any) -> None:
         self.root, self.page = root, root.page
-        self.root.locator("svg").first.wait_for()
+        self.root.locator("svg, table, p").first.wait_for()
+        problem = self.root.locator(".kpt-problem").all_text_contents()
+        assert not problem, problem
 
     def drawn(self) -> str:
         """The figure's geometry and words as one text."""
@@ -27,7 +30,7 @@ class View:
 
     def changes(self, before: str) -> None:
         """Wait until the figure is another than it was."""
-        self.page.wait_for_function(CHANGED, arg=[self.root.element_handle(), before])
+        self.page.wait_for_function(CHANGED, arg=[self.root.element_handle(), before], timeout=ANSWER_MS)
 
     def control(self, label: str) -> Any:
         return self.root.get_by_label(label, exact=True)
@@ -67,6 +70,15 @@ class View:
         self.page.keyboard.press(key)
         self.changes(before)
 
+    def use_selects(self, most: int = 3) -> int:
+        """Choose another option of the first selects that have one; returns how many changed the figure."""
+        used = 0
+        for label in self.labels("select")[:most]:
+            if label in self.labels("select") and len(self.options(label)) > 1:
+                self.choose_another(label)
+                used += 1
+        return used
+
     def step(self, label: str) -> int:
         """Move a slider one stop by the keyboard, away from its end, and wait for the figure; returns its new index."""
         box = self.control(label)
@@ -74,3 +86,24 @@ class View:
         self.press(label, "ArrowRight" if at < most else "ArrowLeft")
         assert abs(int(box.input_value()) - at) == 1
         return int(box.input_value())
+
+    def use_keys(self) -> str:
+        """Change the figure by the keyboard alone: a slider, else a square of a map, else a box to tick; returns which."""
+        square = self.root.locator("td[tabindex='0']")
+        if sliders := self.labels("range"):
+            self.step(sliders[0])
+            return sliders[0]
+        if square.count():
+            square.focus()
+            for way in (("ArrowRight", "ArrowLeft"), ("Enter",)):
+                before = self.drawn()
+                for key in way:
+                    self.page.keyboard.press(key)
+                    if self.drawn() != before:
+                        break
+                else:
+                    raise AssertionError(f"the map does not answer {' or '.join(way)}")
+            return "map"
+        box = self.labels("checkbox")[-1]
+        self.press(box, "Space")
+        return box
