@@ -155,7 +155,7 @@ function roofline(root, data, state = {}, onState = () => {}, sharing = null) {
 function rooflineControls(plan, change) {
   const open = plan.chosen.map(({ facet, options, value }) => ({
     key: `facet ${facet.key}`,
-    kind: "select",
+    kind: options.every((v) => typeof v === "number") ? "slider" : "select",
     label: facet.label,
     options: options.length > 1 ? [EVERY, ...options] : options,
     value,
