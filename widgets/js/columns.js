@@ -4,9 +4,10 @@
 const PREFIXES = { "-12": "p", "-9": "n", "-6": "µ", "-3": "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P" };
 const PREFIXED = new Set(["s", "B", "J", "W", "FLOP", "FLOP/s", "B/s", "FLOP/J"]);
 
-/** Significant digits without a trailing zero, or an exponent where a reader can do without: 1.5, 1230, 3.2e-5. */
+/** Significant digits, without trailing zeros where they are 3 or fewer, or an exponent where a reader can do without: 1.5, 1230, 3.2e-5. */
 function digits(value, figures = 3) {
   const plain = value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e6);
+  if (plain && figures > 3 && Math.abs(value) < 10 ** figures) return value.toPrecision(figures); // ends of an interval: 1.040
   return plain ? Number(value.toPrecision(figures)).toString() : value.toExponential(figures - 2).replace("e+", "e");
 }
 
@@ -29,6 +30,7 @@ function ratio(value, figures = 3) {
 /** "1.52x [1.48x, 1.55x]", or the value alone where there is no interval. `show(number, figures)` writes one number. */
 function withInterval(value, low, high, show) {
   if (low === null || low === undefined || (low === high && low === value)) return show(value, 3);
+  if (low === 0 && (high === null || high === undefined)) return `${show(value, 3)} [unbounded]`; // too few blocks for any end
   const figures = figuresOf(value, low, high);
   return `${show(value, figures)} [${show(low, figures)}, ${high === null || high === undefined ? "unbounded" : show(high, figures)}]`;
 }

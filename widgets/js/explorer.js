@@ -186,7 +186,8 @@ function missingNodes(plan, onPick) {
   const item = (group) => {
     const places = [...new Set(group.rows.map((row) => placeWords(row.cell)))];
     const where = places.length > MOST_PLACES ? `${places.slice(0, MOST_PLACES).join("; ")}; and ${places.length - MOST_PLACES} more` : places.join("; ");
-    const opens = button(`${group.technique}: ${group.status}`, () => onPick(group.rows[0].index)).element;
+    const names = [...new Set(group.rows.map((row) => row.technique))].join(", ");
+    const opens = button(`${names}: ${group.status}`, () => onPick(group.rows[0].index)).element;
     opens.classList.add("kpt-link");
     return node("li", {}, opens, where ? ` at ${where}. ` : ". ", group.why);
   };

@@ -156,7 +156,7 @@ function explorerBands(plan) {
   return bands;
 }
 
-/** What isn't in the figure and why: [{what, why}], most frequent first. */
+/** What isn't in the figure and why: [{status, why, rows}], most frequent first. */
 function explorerMissing(plan) {
   const groups = new Map();
   for (const row of plan.rows) {
@@ -164,8 +164,8 @@ function explorerMissing(plan) {
     const found = plan.metric === "speedup" ? row.ratios[plan.over]?.reason : "";
     const why = row.status !== "ok" ? row.advice || found || "No reason was recorded." : found || `No ${metricName(plan.metric)} was recorded.`;
     const status = row.status !== "ok" ? spaced(row.status) : plan.metric === "speedup" ? "no ratio" : "not recorded";
-    const key = JSON.stringify([row.technique, status, why]);
-    if (!groups.has(key)) groups.set(key, { technique: row.technique, status, why, rows: [] });
+    const key = JSON.stringify([status, why]);
+    if (!groups.has(key)) groups.set(key, { status, why, rows: [] });
     groups.get(key).rows.push(row);
   }
   return [...groups.values()].sort((a, b) => b.rows.length - a.rows.length);

@@ -49,7 +49,10 @@ function render({ model, el }) {
 
   const redraw = () => view.update(model.get("data"), model.get("state") ?? {});
   const follow = () => {
-    if (JSON.stringify(model.get("state")) !== own) redraw();
+    const now = JSON.stringify(model.get("state"));
+    if (now === own) return;
+    own = now;
+    redraw();
   };
   model.on("change:data", redraw);
   model.on("change:state", follow);
