@@ -28,14 +28,19 @@ function attained(cell, row) {
 /** The roofs of the chosen ceilings over [low, high] FLOP per byte: one line for each arithmetic type that the cells use. */
 function roofs(ceilings, kinds, low, high) {
   return ceilings.filter((c) => c.bandwidth).flatMap((ceiling) => {
-    const used = Object.keys(ceiling.peaks).filter((kind) => kinds.includes(kind));
-    return (used.length ? used : Object.keys(ceiling.peaks).slice(0, 1)).map((kind) => {
-      const peak = ceiling.peaks[kind];
-      const ridge = peak / ceiling.bandwidth;
-      const xs = [low, ridge, high].filter((x) => x >= low && x <= high);
-      return { name: `${ceiling.name}, ${kind}`, ceiling, kind, ridge, points: xs.map((x) => [x, Math.min(peak, ceiling.bandwidth * x)]) };
-    });
+    const known = Object.keys(ceiling.peaks);
+    const used = known.filter((kind) => kinds.includes(kind));
+    if (!known.length) return [roof(ceiling, "", low, high)];
+    return (used.length ? used : known.slice(0, 1)).map((kind) => roof(ceiling, kind, low, high));
   });
+}
+
+/** One roof: the slope of the bandwidth up to the peak of an arithmetic type, or all the way where no peak is known. */
+function roof(ceiling, kind, low, high) {
+  const peak = kind ? ceiling.peaks[kind] : Infinity;
+  const ridge = peak / ceiling.bandwidth;
+  const xs = [low, ridge, high].filter((x) => x >= low && x <= high);
+  return { name: `${ceiling.name}, ${kind || "bandwidth only"}`, ceiling, kind, ridge, points: xs.map((x) => [x, Math.min(peak, ceiling.bandwidth * x)]) };
 }
 
 /** Everything that the roofline shows for a state. */
@@ -58,7 +63,7 @@ function rooflinePlan(table, state) {
     else spots.push({ ...spot, row });
   }
   const kinds = [...new Set(cells.map((cell) => cell.arithmetic).filter(Boolean))].flatMap((text) => text.split(/\W+/));
-  const edges = spots.map((s) => s.x).concat(roofs(ceilings, kinds, 0, Infinity).map((r) => r.ridge));
+  const edges = spots.map((s) => s.x).concat(roofs(ceilings, kinds, 0, Infinity).map((r) => r.ridge)).filter(Number.isFinite);
   const [low, high] = edges.length ? [Math.min(...edges) / 3, Math.max(...edges) * 3] : [0.1, 1000];
   return { chosen, techniques, picked, named, wanted, ceilings, spots, left, reach: [low, high], roofs: roofs(ceilings, kinds, low, high) };
 }
@@ -77,7 +82,7 @@ function spotWords(spot) {
 /** The rates of each roof and where they come from. */
 function roofSources(plan) {
   return plan.ceilings.map((ceiling) => {
-    const kinds = [...new Set(plan.roofs.filter((r) => r.ceiling === ceiling).map((r) => r.kind))];
+    const kinds = [...new Set(plan.roofs.filter((r) => r.ceiling === ceiling).map((r) => r.kind).filter(Boolean))];
     const peaks = kinds.map((kind) => `${kind} ${quantity(ceiling.peaks[kind], "FLOP/s")}`);
     const rates = ceiling.bandwidth ? [`bandwidth ${quantity(ceiling.bandwidth, "B/s")}`, ...peaks].join(", ") : "its bandwidth is not known, so it has no roof";
     return [`${ceiling.text || ceiling.name}`, `${rates}. ${ceiling.provenance}: ${ceiling.source}`];
@@ -133,7 +138,9 @@ function roofline(root, data, state = {}, onState = () => {}, sharing = null) {
     }
     const only = plan.chosen.filter((c) => c.options.length === 1 && c.facet.key !== "target");
     const reasons = [...plan.left].map(([why, techniques]) => `Not shown: ${[...new Set(techniques)].join(", ")}: ${why.replace(/\.$/, "")}.`);
-    under.textContent = [only.length ? `${conditions(only).join("; ")}.` : "", "Rates are derived: the cell's work over the time.", ...reasons].filter(Boolean).join(" ");
+    figure.element.hidden = !plan.spots.length;
+    const none = plan.spots.length ? "" : "Nothing here has both a time and a stated cost.";
+    under.textContent = [none, only.length ? `${conditions(only).join("; ")}.` : "", "Rates are derived: the cell's work over the time.", ...reasons].filter(Boolean).join(" ");
     details.replaceChildren();
     sources.replaceChildren(factList(roofSources(plan)));
   }
@@ -180,7 +187,7 @@ function rooflineSpec(table, plan, onPick) {
   return {
     title: "Attained rates under the roofs",
     description: "FLOP per second, derived from the time, against FLOP per byte; lines are what each target allows.",
-    x: { label: "arithmetic intensity (FLOP per byte)", kind: "log", unit: "1", ticks: logTicks(...plan.reach, 9) },
+    x: { label: "arithmetic intensity (FLOP per byte)", kind: "log", unit: "1", ticks: plan.roofs.length ? logTicks(...plan.reach, 9) : undefined },
     y: { label: "attained, derived from the time", kind: "log", unit: "FLOP/s", reach: 1e9 },
     series: series.filter((s) => s.points.length),
     lines: plan.roofs.map((roof, i) => ({ name: `roof of ${roof.name}`, points: roof.points, dash: DASHES[i % DASHES.length], wide: true })),
