@@ -30,7 +30,9 @@ function pointWords(plan, row) {
   const provenance = row.metrics[plan.metric]?.provenance ?? row.metrics.time?.provenance ?? "";
   if (plan.metric === "speedup") {
     const found = row.ratios[plan.over];
-    lines.push(found.over === row.technique ? "1x: it is the baseline here" : `${ratioWords(found)} over ${found.over || plan.over}`);
+    lines.push(
+      found.over === row.technique ? "1x: it is the baseline here" : `${ratioWords(found)} over ${found.over || plan.over}`,
+    );
     if (row.metrics.time) lines.push(`median ${metricWords(row.metrics.time)}`);
   } else {
     lines.push(`${metricName(plan.metric)} ${metricWords(row.metrics[plan.metric])}`);
@@ -44,7 +46,10 @@ function pointWords(plan, row) {
 /** Terms and descriptions of the card, [term, text or node]. */
 function cardFacts(plan, row) {
   const { cell } = row;
-  const facts = [["conditions", cellWords(cell)], ["device", deviceWords(cell)]];
+  const facts = [
+    ["conditions", cellWords(cell)],
+    ["device", deviceWords(cell)],
+  ];
   if (row.status !== "ok") facts.push(["status", spaced(row.status)], ["why", row.advice || "No reason was recorded."]);
   facts.push(...speedupFacts(plan, row), ...timeFacts(row));
   for (const [name, found] of Object.entries(row.metrics)) {
@@ -71,7 +76,10 @@ function speedupFacts(plan, row) {
     else if (!hasRatio(row, over)) facts.push([term, found.reason]);
     else {
       const named = over === BEST_BASELINE && found.over ? `, which is ${found.over}` : "";
-      facts.push([term, `${withInterval(found.value, found.low, found.high, ratio)}${named}. ${VERDICT_WORDS[found.verdict] ?? ""}`]);
+      facts.push([
+        term,
+        `${withInterval(found.value, found.low, found.high, ratio)}${named}. ${VERDICT_WORDS[found.verdict] ?? ""}`,
+      ]);
     }
   }
   const predicted = row.predicted[plan.over] ?? row.cell.predicted[plan.over];
@@ -102,7 +110,18 @@ function timeFacts(row) {
 }
 
 function commandNode(command) {
-  return command ? node("div", { class: "kpt-command" }, node("code", {}, command), copyButton("Copy command", () => command).element) : null;
+  return command
+    ? node(
+        "div",
+        { class: "kpt-command" },
+        node(
+          "code",
+          {},
+          command.split(" ").flatMap((word, i) => [i ? " " : "", node("span", {}, word)]),
+        ),
+        copyButton("Copy command", () => command).element,
+      )
+    : null;
 }
 
 /** The card of a row. onClose is called by its button and by Escape. */

@@ -50,7 +50,9 @@ const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : noun.ends
 /** Columns -> {cells, rows, workloads, techniques, ...}: plain objects with every index resolved to what it names. */
 function decode(data) {
   if (!data || data.schema !== 1) {
-    throw new Error(data ? `These columns have schema ${data.schema}; this page reads schema 1.` : "There are no columns to show.");
+    throw new Error(
+      data ? `These columns have schema ${data.schema}; this page reads schema 1.` : "There are no columns to show.",
+    );
   }
   const text = (i) => (i === undefined || i === null || i < 0 ? "" : data.texts[i]);
   const cells = decodedCells(data, text);
@@ -118,7 +120,8 @@ function predictions(columns, i, text) {
   const found = {};
   for (const [over, column] of Object.entries(columns || {})) {
     const value = entry(column.value, i);
-    if (value !== null && value !== undefined) found[over] = { value, text: text(entry(column.text, i)), copy: entry(column.copy, i) ?? null };
+    if (value !== null && value !== undefined)
+      found[over] = { value, text: text(entry(column.text, i)), copy: entry(column.copy, i) ?? null };
   }
   return found;
 }
@@ -148,7 +151,13 @@ function decodedRows(data, text, cells) {
       const value = entry(column.value, i);
       if (value === null) continue;
       const provenance = data.provenances[entry(column.provenance, i)] ?? "";
-      row.metrics[name] = { value, low: entry(column.low, i), high: entry(column.high, i), provenance, unit: data.metrics[name].unit };
+      row.metrics[name] = {
+        value,
+        low: entry(column.low, i),
+        high: entry(column.high, i),
+        provenance,
+        unit: data.metrics[name].unit,
+      };
     }
     for (const [over, column] of ratios) {
       row.ratios[over] = {

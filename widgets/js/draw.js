@@ -15,7 +15,10 @@ function label(text, x, y, attributes = {}) {
 function paragraph(texts, x, y, width, size, attributes = {}) {
   const lines = texts.flatMap((text) => wrapped(text, width, size));
   const step = Math.round(size * 1.36);
-  return [lines.map((line, i) => label(line, x, y + size + i * step, { "font-size": size, ...attributes })), lines.length * step];
+  return [
+    lines.map((line, i) => label(line, x, y + size + i * step, { "font-size": size, ...attributes })),
+    lines.length * step,
+  ];
 }
 
 /** Axis line, tick marks and labels below `area` for x; labels that would touch are left out. */
@@ -33,7 +36,9 @@ function xAxis(area, scale, axis, ticks = scale.ticks(Math.max(3, Math.floor(are
     free = x + half + 7;
     parts.push(label(text, x, area.bottom + 18, { "text-anchor": "middle" }));
   }
-  parts.push(label(axis.label ?? "", area.left + area.width / 2, area.bottom + 38, { "text-anchor": "middle", "font-size": 13 }));
+  parts.push(
+    label(axis.label ?? "", area.left + area.width / 2, area.bottom + 38, { "text-anchor": "middle", "font-size": 13 }),
+  );
   return parts;
 }
 
@@ -113,33 +118,57 @@ function legend(entries, left, top, width) {
 
 /** What the legend says of the series, lines, bands and marks of a spec. */
 function legendEntries(spec, ids) {
-  const entries = spec.series.filter((s) => s.points.length && !s.unlisted).map((s) => {
-    const style = styleOf(s.style);
-    return {
-      name: s.name,
-      draw: (x, y) => [
-        svg("line", { x1: x, x2: x + 26, y1: y, y2: y, stroke: style.color, "stroke-width": 2, "stroke-dasharray": style.dash }),
-        svg("path", { d: symbolPath(style.symbol, x + 13, y, 5), fill: style.color }),
-      ],
-    };
-  });
+  const entries = spec.series
+    .filter((s) => s.points.length && !s.unlisted)
+    .map((s) => {
+      const style = styleOf(s.style);
+      return {
+        name: s.name,
+        draw: (x, y) => [
+          svg("line", {
+            x1: x,
+            x2: x + 26,
+            y1: y,
+            y2: y,
+            stroke: style.color,
+            "stroke-width": 2,
+            "stroke-dasharray": style.dash,
+          }),
+          svg("path", { d: symbolPath(style.symbol, x + 13, y, 5), fill: style.color }),
+        ],
+      };
+    });
   for (const line of spec.lines ?? []) {
-    if (line.name && line.points.length) entries.push({ name: line.name, draw: (x, y) => [svg("line", { x1: x, x2: x + 26, y1: y, y2: y, ...lineLook(line) })] });
+    if (line.name && line.points.length)
+      entries.push({ name: line.name, draw: (x, y) => [svg("line", { x1: x, x2: x + 26, y1: y, y2: y, ...lineLook(line) })] });
   }
   for (const band of spec.bands ?? []) {
-    if (band.name) entries.push({ name: band.name, draw: (x, y) => [svg("rect", { x, y: y - 6, width: 26, height: 12, ...bandLook(band) })] });
+    if (band.name)
+      entries.push({
+        name: band.name,
+        draw: (x, y) => [svg("rect", { x, y: y - 6, width: 26, height: 12, ...bandLook(band) })],
+      });
   }
   const some = (test) => spec.series.some((s) => s.points.some(test));
   const grey = (x, y, extra) => [svg("path", { d: symbolPath("circle", x + 13, y, 5), fill: MUTED }), ...extra];
   if (some((p) => p.hatched)) {
     const shape = { d: symbolPath("circle", 0, 0, 5.5), fill: `url(#${ids}-muted)`, stroke: MUTED, "stroke-width": 1.6 };
-    entries.push({ name: spec.hatchedName ?? "UNCLEAR", draw: (x, y) => [svg("path", { ...shape, transform: `translate(${x + 13} ${y})` })] });
+    entries.push({
+      name: spec.hatchedName ?? "UNCLEAR",
+      draw: (x, y) => [svg("path", { ...shape, transform: `translate(${x + 13} ${y})` })],
+    });
   }
   if (some((p) => p.mark === "stale")) {
-    entries.push({ name: "stale: the code has changed since", draw: (x, y) => grey(x, y, [svg("path", { d: markPath("stale", x + 13, y, 5), ...MARK })]) });
+    entries.push({
+      name: "stale: the code has changed since",
+      draw: (x, y) => grey(x, y, [svg("path", { d: markPath("stale", x + 13, y, 5), ...MARK })]),
+    });
   }
   if (some((p) => p.mark === "elsewhere")) {
-    entries.push({ name: "another environment than now", draw: (x, y) => grey(x, y, [svg("path", { d: markPath("elsewhere", x + 13, y, 5), ...MARK })]) });
+    entries.push({
+      name: "another environment than now",
+      draw: (x, y) => grey(x, y, [svg("path", { d: markPath("elsewhere", x + 13, y, 5), ...MARK })]),
+    });
   }
   return entries;
 }
@@ -150,7 +179,14 @@ const MARK = { fill: "none", stroke: INK, "stroke-width": 1.2 };
 function markPath(mark, x, y, r) {
   const d = r + 4;
   if (mark === "stale") return symbolPath("circle", x, y, d);
-  return [[-1, -1], [1, -1], [1, 1], [-1, 1]].map(([h, v]) => `M${px(x + h * d)} ${px(y + v * (d - 4))}v${4 * v}h${-4 * h}`).join("");
+  return [
+    [-1, -1],
+    [1, -1],
+    [1, 1],
+    [-1, 1],
+  ]
+    .map(([h, v]) => `M${px(x + h * d)} ${px(y + v * (d - 4))}v${4 * v}h${-4 * h}`)
+    .join("");
 }
 
 function lineLook(line) {
@@ -158,7 +194,14 @@ function lineLook(line) {
 }
 
 function bandLook(band) {
-  if (band.kind === "floor") return { fill: "var(--kpt-floor)", "fill-opacity": 0.35, stroke: "var(--kpt-floor)", "stroke-width": 0.8, "stroke-dasharray": "2 2" };
+  if (band.kind === "floor")
+    return {
+      fill: "var(--kpt-floor)",
+      "fill-opacity": 0.35,
+      stroke: "var(--kpt-floor)",
+      "stroke-width": 0.8,
+      "stroke-dasharray": "2 2",
+    };
   return { fill: "var(--kpt-same)", "fill-opacity": 0.75 };
 }
 
@@ -166,7 +209,11 @@ function bandLook(band) {
 function drawBands(area, scales, bands) {
   return (bands ?? []).map((band) => {
     const d = band.points
-      ? areaPath(band.points.map(([x, low, high]) => ({ x: scales.x.at(x), low: scales.y.at(low), high: scales.y.at(high) })), area, scales.x)
+      ? areaPath(
+          band.points.map(([x, low, high]) => ({ x: scales.x.at(x), low: scales.y.at(low), high: scales.y.at(high) })),
+          area,
+          scales.x,
+        )
       : `M${area.left} ${px(scales.y.at(band.to))}h${area.width}V${px(scales.y.at(band.from))}h${-area.width}Z`;
     return svg("path", { d, ...bandLook(band) });
   });
@@ -175,18 +222,27 @@ function drawBands(area, scales, bands) {
 /** The area between low and high along x; a single position, or a category, becomes a block. */
 function areaPath(points, area, scale) {
   const half = scale.kind === "category" ? scale.slot * 0.46 : points.length === 1 ? 18 : 0;
-  if (half) return points.map((p) => `M${px(p.x - half)} ${px(p.low)}h${px(2 * half)}V${px(p.high)}h${px(-2 * half)}Z`).join("");
-  return `M${points.map((p) => `${px(p.x)} ${px(p.high)}`).join("L")}L${[...points].reverse().map((p) => `${px(p.x)} ${px(p.low)}`).join("L")}Z`;
+  if (half)
+    return points.map((p) => `M${px(p.x - half)} ${px(p.low)}h${px(2 * half)}V${px(p.high)}h${px(-2 * half)}Z`).join("");
+  return `M${points.map((p) => `${px(p.x)} ${px(p.high)}`).join("L")}L${[...points]
+    .reverse()
+    .map((p) => `${px(p.x)} ${px(p.low)}`)
+    .join("L")}Z`;
 }
 
-/** Lines: [[x, y], ...] joined; a single point, or categories, as short strokes; `at` is a value across the panel. */
+/** Lines: [[x, y], ...] joined; points `apart`, a single one, or categories as short strokes; `at` is a value across the panel. */
 function drawLines(area, scales, lines) {
   return (lines ?? []).map((line) => {
-    if (line.at !== undefined) return svg("path", { d: `M${area.left} ${px(scales.y.at(line.at))}h${area.width}`, ...lineLook(line) });
+    if (line.at !== undefined)
+      return svg("path", { d: `M${area.left} ${px(scales.y.at(line.at))}h${area.width}`, ...lineLook(line) });
     const at = line.points.map(([x, y]) => [scales.x.at(x), scales.y.at(y)]);
-    const strokes = scales.x.kind === "category" || at.length === 1;
-    const half = scales.x.kind === "category" ? scales.x.slot * 0.46 : 18;
-    const d = strokes ? at.map(([x, y]) => `M${px(x - half)} ${px(y)}h${px(2 * half)}`).join("") : at.length ? `M${at.map(([x, y]) => `${px(x)} ${px(y)}`).join("L")}` : "";
+    const strokes = line.apart || scales.x.kind === "category" || at.length === 1;
+    const half = scales.x.kind === "category" ? scales.x.slot * 0.46 : line.apart ? 10 : 18;
+    const d = strokes
+      ? at.map(([x, y]) => `M${px(x - half)} ${px(y)}h${px(2 * half)}`).join("")
+      : at.length
+        ? `M${at.map(([x, y]) => `${px(x)} ${px(y)}`).join("L")}`
+        : "";
     return svg("path", { d, ...lineLook(line) });
   });
 }
@@ -198,21 +254,65 @@ function drawSeries(series, radius, dense, ids, area) {
   const points = series.points;
   const spread = points.filter((p) => p.plow !== null);
   if (series.connected && points.length > 1) {
-    const shape = runs(points, (p) => p.plow !== null && !p.endless).map((run) => areaPath(run.map((p) => ({ x: p.px, low: p.plow, high: p.phigh })), area, { kind: "linear" }));
+    const shape = runs(points, (p) => p.plow !== null && !p.endless).map((run) =>
+      areaPath(
+        run.map((p) => ({ x: p.px, low: p.plow, high: p.phigh })),
+        area,
+        { kind: "linear" },
+      ),
+    );
     parts.push(svg("path", { d: shape.join(""), fill: color, "fill-opacity": 0.16 }));
-    parts.push(svg("path", { d: `M${points.map((p) => `${px(p.px)} ${px(p.py)}`).join("L")}`, fill: "none", stroke: color, "stroke-width": 2, "stroke-dasharray": dash || null, "stroke-linejoin": "round" }));
+    parts.push(
+      svg("path", {
+        d: `M${points.map((p) => `${px(p.px)} ${px(p.py)}`).join("L")}`,
+        fill: "none",
+        stroke: color,
+        "stroke-width": 2,
+        "stroke-dasharray": dash || null,
+        "stroke-linejoin": "round",
+      }),
+    );
   }
-  if (spread.length) parts.push(svg("path", { d: spread.map((p) => whisker(p, dense, area)).join(""), fill: "none", stroke: color, "stroke-width": dense ? 0.7 : 1.4, "stroke-opacity": dense ? 0.35 : 1 }));
-  for (const [hatched, faded] of [[false, true], [true, true], [false, false], [true, false]]) {
+  if (spread.length)
+    parts.push(
+      svg("path", {
+        d: spread.map((p) => whisker(p, dense, area)).join(""),
+        fill: "none",
+        stroke: color,
+        "stroke-width": dense ? 0.7 : 1.4,
+        "stroke-opacity": dense ? 0.35 : 1,
+      }),
+    );
+  for (const [hatched, faded] of [
+    [false, true],
+    [true, true],
+    [false, false],
+    [true, false],
+  ]) {
     const some = points.filter((p) => Boolean(p.hatched) === hatched && Boolean(p.faded) === faded);
     if (!some.length) continue;
     const fill = hatched ? (dense ? "var(--kpt-paper)" : `url(#${ids}-${series.style})`) : color;
     const d = some.map((p) => symbolPath(symbol, p.px, p.py, hatched ? radius + 0.6 : radius)).join("");
-    parts.push(svg("path", { d, fill, stroke: color, "stroke-width": hatched ? (dense ? 1 : 1.6) : 0.6, opacity: faded ? 0.45 : dense ? 0.8 : null }));
+    parts.push(
+      svg("path", {
+        d,
+        fill,
+        stroke: color,
+        "stroke-width": hatched ? (dense ? 1 : 1.6) : 0.6,
+        opacity: faded ? 0.45 : dense ? 0.8 : null,
+      }),
+    );
   }
   for (const mark of ["stale", "elsewhere"]) {
     const some = points.filter((p) => p.mark === mark);
-    if (some.length) parts.push(svg("path", { d: some.map((p) => markPath(mark, p.px, p.py, radius)).join(""), ...MARK, "stroke-opacity": dense ? 0.5 : 1 }));
+    if (some.length)
+      parts.push(
+        svg("path", {
+          d: some.map((p) => markPath(mark, p.px, p.py, radius)).join(""),
+          ...MARK,
+          "stroke-opacity": dense ? 0.5 : 1,
+        }),
+      );
   }
   return parts;
 }

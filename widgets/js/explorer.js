@@ -59,12 +59,22 @@ function explorer(root, data, state = {}, onState = () => {}, share = null) {
       if (chart && !figureBox.hidden) save(chart.svg());
     };
     const buttons = [
-      button("Save SVG", drawn((element) => download(`${name()}.svg`, "image/svg+xml", svgText(element)))),
-      button("Save PNG", drawn(async (element) => download(`${name()}.png`, "image/png", await pngOf(element)))),
+      button(
+        "Save SVG",
+        drawn((element) => download(`${name()}.svg`, "image/svg+xml", svgText(element))),
+      ),
+      button(
+        "Save PNG",
+        drawn(async (element) => download(`${name()}.png`, "image/png", await pngOf(element))),
+      ),
       button("Save data (CSV)", () => download(`${name()}.csv`, "text/csv", csv(csvRows(plan)))),
     ];
     if (share) buttons.unshift(copyButton(share.name, () => share.text(sharedState(plan))));
-    return node("div", { class: "kpt-actions" }, buttons.map((b) => b.element));
+    return node(
+      "div",
+      { class: "kpt-actions" },
+      buttons.map((b) => b.element),
+    );
   }
 
   return {
@@ -90,18 +100,46 @@ function explorerControls(plan, change) {
     const every = { value: EVERY_VALUE, label: facet.param ? "all values" : `all: ${options.length}` };
     const numbers = facet.param && options.every((v) => typeof v === "number");
     const listed = options.length > 1 ? [...options, every] : options;
-    return { key: `facet ${facet.key}`, kind: numbers ? "slider" : "select", label: facet.label, options: listed, value, pick: (v) => change({ [facet.key]: v }) };
+    return {
+      key: `facet ${facet.key}`,
+      kind: numbers ? "slider" : "select",
+      label: facet.label,
+      options: listed,
+      value,
+      pick: (v) => change({ [facet.key]: v }),
+    };
   };
-  const what = [...(plan.overs.length ? [{ value: "speedup", label: "speedup" }] : []), ...plan.metrics.map((m) => ({ value: m, label: metricName(m) }))];
+  const what = [
+    ...(plan.overs.length ? [{ value: "speedup", label: "speedup" }] : []),
+    ...plan.metrics.map((m) => ({ value: m, label: metricName(m) })),
+  ];
   const overs = plan.overs.map((over) => ({ value: over, label: overName(over) }));
   const axes = plan.axes.map((name) => ({ value: name, label: name }));
   return [
     ...plan.chosen.filter((c) => !c.facet.param).map(facetOf),
     { key: "metric", kind: "select", label: "shown", options: what, value: plan.metric, pick: (v) => change({ y: v }) },
-    ...(plan.metric === "speedup" ? [{ key: "over", kind: "select", label: "speedup over", options: overs, value: plan.over, pick: (v) => change({ over: v }) }] : []),
+    ...(plan.metric === "speedup"
+      ? [
+          {
+            key: "over",
+            kind: "select",
+            label: "speedup over",
+            options: overs,
+            value: plan.over,
+            pick: (v) => change({ over: v }),
+          },
+        ]
+      : []),
     { key: "x", kind: "select", label: "along", options: axes, value: plan.x, pick: (v) => change({ x: v }) },
     ...plan.chosen.filter((c) => c.facet.param).map(facetOf),
-    { key: "techniques", kind: "checks", label: "techniques", options: plan.offered, value: plan.techniques, pick: (v) => change({ techniques: v }) },
+    {
+      key: "techniques",
+      kind: "checks",
+      label: "techniques",
+      options: plan.offered,
+      value: plan.techniques,
+      pick: (v) => change({ techniques: v }),
+    },
   ];
 }
 
@@ -124,9 +162,14 @@ function explorerSpec(plan, onPick) {
     x: plan.axis,
     y: series.length ? explorerValueAxis(plan, series) : { kind: "linear" },
     series,
-    lines: [...(plan.metric === "speedup" ? [{ name: "", points: [], at: 1, color: MUTED, width: 1 }] : []), ...explorerLines(plan)],
+    lines: [
+      ...(plan.metric === "speedup" ? [{ name: "", points: [], at: 1, color: MUTED, width: 1 }] : []),
+      ...explorerLines(plan),
+    ],
     bands: explorerBands(plan),
-    hatchedName: shown.some((row) => (row.metrics.time?.provenance ?? "measured") !== "measured") ? "UNCLEAR or not measured" : "UNCLEAR",
+    hatchedName: shown.some((row) => (row.metrics.time?.provenance ?? "measured") !== "measured")
+      ? "UNCLEAR or not measured"
+      : "UNCLEAR",
     table: () => pointRows(plan, shown),
     onPick,
   };
@@ -135,14 +178,24 @@ function explorerSpec(plan, onPick) {
 /** "bfloat16 · rows 4096 · NVIDIA H100 · recorded 2026-11-22 · measured in one process: exploratory". */
 function conditionWords(plan, shown) {
   const fixed = plan.chosen.filter((c) => (c.facet.param || c.facet.key === "dtype") && c.value !== undefined);
-  const facts = fixed.map(({ facet, value }) => (value === EVERY_VALUE ? `all values of ${facet.label}` : facet.param ? `${facet.label} ${value}` : String(value)));
+  const facts = fixed.map(({ facet, value }) =>
+    value === EVERY_VALUE ? `all values of ${facet.label}` : facet.param ? `${facet.label} ${value}` : String(value),
+  );
   const devices = [...new Set(plan.cells.map(deviceWords))];
   const days = [...new Set(plan.cells.map((cell) => cell.at).filter(Boolean))].sort();
   if (days.length) facts.push(`recorded ${days[0]}${days.length > 1 ? ` to ${days.at(-1)}` : ""}`);
-  const kinds = [...new Set(shown.map((row) => row.metrics[plan.metric]?.provenance ?? row.metrics.time?.provenance).filter(Boolean))];
+  const kinds = [
+    ...new Set(shown.map((row) => row.metrics[plan.metric]?.provenance ?? row.metrics.time?.provenance).filter(Boolean)),
+  ];
   const counts = shown.map((row) => row.processes).filter(Boolean);
-  const [least, most] = counts.length ? [Math.min(...bounded(counts, Math.min)), Math.max(...bounded(counts, Math.max))] : [0, 0];
-  const runs = !most ? "" : most === 1 ? " in one process: exploratory" : ` in ${least === most ? most : `${least} to ${most}`} processes`;
+  const [least, most] = counts.length
+    ? [Math.min(...bounded(counts, Math.min)), Math.max(...bounded(counts, Math.max))]
+    : [0, 0];
+  const runs = !most
+    ? ""
+    : most === 1
+      ? " in one process: exploratory"
+      : ` in ${least === most ? most : `${least} to ${most}`} processes`;
   return [devices.join(" and "), ...facts, `${kinds.join("; ")}${runs}`].filter(Boolean).join("  ·  ");
 }
 
@@ -151,20 +204,37 @@ function explorerNotes(plan, shown) {
   const notes = [];
   const several = shown.some((row) => row.processes > 1);
   if (shown.some((row) => exploredValue(plan, row).low !== null)) {
-    notes.push(several ? `Shading and whiskers: the span of the medians of several processes${shown.some((row) => row.processes === 1) ? "; where there is one process, its own interval, exploratory" : ""}.` : "Shading and whiskers: intervals of the median within one process; restarts, which move times further, are not covered.");
+    notes.push(
+      several
+        ? `Shading and whiskers: the span of the medians of several processes${shown.some((row) => row.processes === 1) ? "; where there is one process, its own interval, exploratory" : ""}.`
+        : "Shading and whiskers: intervals of the median within one process; restarts, which move times further, are not covered.",
+    );
   }
-  if (shown.some((row) => exploredValue(plan, row).high === Infinity)) notes.push(shown.length > DENSE ? "Open symbols are UNCLEAR; intervals without an upper end, for want of blocks, have no whisker here." : "An arrow up: the interval has no upper end, for want of blocks.");
-  if (plan.metric === "speedup" && plan.over !== BEST_BASELINE) notes.push(`Over ${plan.over}; the headline is the speedup over the best baseline.`);
+  if (shown.some((row) => exploredValue(plan, row).high === Infinity))
+    notes.push(
+      shown.length > DENSE
+        ? "Open symbols are UNCLEAR; intervals without an upper end, for want of blocks, have no whisker here."
+        : "An arrow up: the interval has no upper end, for want of blocks.",
+    );
+  if (plan.metric === "speedup" && plan.over !== BEST_BASELINE)
+    notes.push(`Over ${plan.over}; the headline is the speedup over the best baseline.`);
   if (plan.metric === "speedup" && plan.over === BEST_BASELINE) {
     const best = [...new Set(shown.map((row) => row.ratios[plan.over].over))].filter(Boolean);
-    notes.push(best.length === 1 ? `The best baseline is ${best[0]} throughout.` : `The best baseline is chosen at each place among ${best.join(", ")}.`);
+    notes.push(
+      best.length === 1
+        ? `The best baseline is ${best[0]} throughout.`
+        : `The best baseline is chosen at each place among ${best.join(", ")}.`,
+    );
   }
-  return explorerLines(plan).some((line) => line.name === BOUND_LINE && line.points.length) ? [...notes, ...boundNotes(plan)] : notes;
+  return explorerLines(plan).some((line) => line.name === BOUND_LINE && line.points.length)
+    ? [...notes, ...boundNotes(plan)]
+    : notes;
 }
 
 /** Where the bound comes from, in one or two sentences. */
 function boundNotes(plan) {
-  const textOf = (cell) => (plan.metric === "speedup" ? cell.predicted[plan.over]?.text : plan.metric === "time" ? cell.boundSource : "");
+  const textOf = (cell) =>
+    plan.metric === "speedup" ? cell.predicted[plan.over]?.text : plan.metric === "time" ? cell.boundSource : "";
   const texts = [...new Set(plan.cells.map(textOf).filter(Boolean))];
   const [bare, ...others] = [...new Set(texts.map((text) => text.split(CACHED)[0]))];
   if (!bare) return [];
@@ -174,7 +244,9 @@ function boundNotes(plan) {
 }
 
 function emptyWords(plan) {
-  const where = plan.chosen.filter((c) => c.options.length > 1 && c.value !== EVERY_VALUE).map((c) => `${c.facet.label} ${c.value}`);
+  const where = plan.chosen
+    .filter((c) => c.options.length > 1 && c.value !== EVERY_VALUE)
+    .map((c) => `${c.facet.label} ${c.value}`);
   if (!plan.techniques.length) return "No technique is chosen: tick one above.";
   return `There is nothing to show${where.length ? ` at ${where.join(", ")}` : ""}. Choose another value, or “all values”.`;
 }
@@ -185,14 +257,24 @@ function missingNodes(plan, onPick) {
   if (!groups.length) return [];
   const item = (group) => {
     const places = [...new Set(group.rows.map((row) => placeWords(row.cell)))];
-    const where = places.length > MOST_PLACES ? `${places.slice(0, MOST_PLACES).join("; ")}; and ${places.length - MOST_PLACES} more` : places.join("; ");
+    const where =
+      places.length > MOST_PLACES
+        ? `${places.slice(0, MOST_PLACES).join("; ")}; and ${places.length - MOST_PLACES} more`
+        : places.join("; ");
     const names = [...new Set(group.rows.map((row) => row.technique))].join(", ");
     const opens = button(`${names}: ${group.status}`, () => onPick(group.rows[0].index)).element;
     opens.classList.add("kpt-link");
     return node("li", {}, opens, where ? ` at ${where}. ` : ". ", group.why);
   };
-  const more = groups.length > MOST_MISSING ? [node("p", { class: "kpt-note" }, `${groups.length - MOST_MISSING} more reasons are in the data (CSV).`)] : [];
-  return [node("p", { class: "kpt-heading" }, "Not in the figure"), node("ul", {}, groups.slice(0, MOST_MISSING).map(item)), ...more];
+  const more =
+    groups.length > MOST_MISSING
+      ? [node("p", { class: "kpt-note" }, `${groups.length - MOST_MISSING} more reasons are in the data (CSV).`)]
+      : [];
+  return [
+    node("p", { class: "kpt-heading" }, "Not in the figure"),
+    node("ul", {}, groups.slice(0, MOST_MISSING).map(item)),
+    ...more,
+  ];
 }
 
 /** The state that reproduces a plan: only what a reader could have chosen otherwise. */
@@ -211,12 +293,27 @@ function pointRows(plan, shown) {
   const params = plan.table.params.filter((name) => shown.some((row) => row.cell.params[name] !== undefined));
   const speedup = plan.metric === "speedup";
   const write = speedup ? ratio : (v, figures) => quantity(v, plan.table.metrics[plan.metric].unit, figures);
-  const head = ["technique", ...params, speedup ? `speedup over ${overName(plan.over)}` : metricName(plan.metric), "low", "high", ...(speedup ? ["verdict"] : []), "processes"];
+  const head = [
+    "technique",
+    ...params,
+    speedup ? `speedup over ${overName(plan.over)}` : metricName(plan.metric),
+    "low",
+    "high",
+    ...(speedup ? ["verdict"] : []),
+    "processes",
+  ];
   const rows = shown.map((row) => {
     const { value, low, high } = exploredValue(plan, row);
     const figures = low === null || low === undefined ? 3 : figuresOf(value, low, high === Infinity ? null : high);
     const ends = [low, high].map((v) => (v === null || v === undefined ? "" : write(v, figures)));
-    return [row.technique, ...params.map((name) => row.cell.params[name] ?? ""), write(value, figures), ...ends, ...(speedup ? [row.ratios[plan.over].verdict] : []), row.processes];
+    return [
+      row.technique,
+      ...params.map((name) => row.cell.params[name] ?? ""),
+      write(value, figures),
+      ...ends,
+      ...(speedup ? [row.ratios[plan.over].verdict] : []),
+      row.processes,
+    ];
   });
   return { head, rows };
 }
@@ -225,13 +322,36 @@ function pointRows(plan, shown) {
 function csvRows(plan) {
   const { params, metrics, overs } = plan.table;
   const units = Object.entries(metrics);
-  const head = ["workload", "technique", "dtype", "target", "device", ...params, "status", "advice", "contract", "processes", "blocks", "recorded", "stale"];
-  for (const [name, { unit }] of units) head.push(...["", " low", " high"].map((end) => `${name}${end} (${unit})`), `${name} provenance`);
-  for (const over of overs) head.push(...["", " low", " high", " verdict", " baseline", " reason"].map((end) => `speedup over ${over}${end}`));
+  const head = [
+    "workload",
+    "technique",
+    "dtype",
+    "target",
+    "device",
+    ...params,
+    "status",
+    "advice",
+    "contract",
+    "processes",
+    "blocks",
+    "recorded",
+    "stale",
+  ];
+  for (const [name, { unit }] of units)
+    head.push(...["", " low", " high"].map((end) => `${name}${end} (${unit})`), `${name} provenance`);
+  for (const over of overs)
+    head.push(...["", " low", " high", " verdict", " baseline", " reason"].map((end) => `speedup over ${over}${end}`));
   head.push("environment", "command");
   const body = plan.rows.map((row) => {
     const { cell } = row;
-    const line = [cell.workload, row.technique, cell.dtype, cell.target, cell.environment.device, ...params.map((p) => cell.params[p])];
+    const line = [
+      cell.workload,
+      row.technique,
+      cell.dtype,
+      cell.target,
+      cell.environment.device,
+      ...params.map((p) => cell.params[p]),
+    ];
     line.push(row.status, row.advice, row.contract, row.processes, row.blocks, cell.at, row.stale);
     for (const [name] of units) {
       const m = row.metrics[name];

@@ -2,7 +2,13 @@
 
 const EVERY_VALUE = "all";
 const BEST_BASELINE = "best baseline";
-const NAMES = { time: "time of a call", wall_time: "wall time of a call", error: "error against float64", "memory.peak": "peak memory", "memory.held": "memory held" };
+const NAMES = {
+  time: "time of a call",
+  wall_time: "wall time of a call",
+  error: "error against float64",
+  "memory.peak": "peak memory",
+  "memory.held": "memory held",
+};
 const BOUND_LINE = "hardware bound";
 const WIDE = 8; // values that span more than this factor get a logarithmic axis
 
@@ -14,7 +20,11 @@ function exploredFacet(cells, facet, state) {
   const options = valuesOf(cells, facet);
   const wanted = String(state[facet.key] ?? "");
   const known = options.find((v) => String(v) === wanted);
-  const value = known ?? (wanted === EVERY_VALUE && options.length > 1 ? EVERY_VALUE : commonest(cells.map(facet.of).filter((v) => options.includes(v))));
+  const value =
+    known ??
+    (wanted === EVERY_VALUE && options.length > 1
+      ? EVERY_VALUE
+      : commonest(cells.map(facet.of).filter((v) => options.includes(v))));
   const kept = value === EVERY_VALUE || !options.length ? cells : cells.filter((cell) => facet.of(cell) === value);
   return { facet, options, value, cells: kept };
 }
@@ -67,7 +77,12 @@ function exploredValue(plan, row) {
   const found = row.ratios[plan.over];
   const spread = found.low !== null || found.high !== null;
   const kind = row.metrics.time?.provenance ?? "measured";
-  return { value: found.value, low: spread ? (found.low ?? 0) : null, high: spread ? (found.high ?? Infinity) : null, hatched: found.verdict === "UNCLEAR" || kind !== "measured" };
+  return {
+    value: found.value,
+    low: spread ? (found.low ?? 0) : null,
+    high: spread ? (found.high ?? Infinity) : null,
+    hatched: found.verdict === "UNCLEAR" || kind !== "measured",
+  };
 }
 
 /** Series of the figure: one for each technique; a technique that is the baseline itself everywhere is no series. */
@@ -101,9 +116,14 @@ const exploredX = (plan, row) => (plan.x === "technique" ? row.technique : row.c
 function explorerAxis(plan) {
   if (plan.x === "technique") return { kind: "category", label: "", categories: plan.techniques };
   const values = [...new Set(plan.rows.map((row) => row.cell.params[plan.x]).filter((v) => v !== undefined))];
-  if (!values.length || values.some((v) => typeof v !== "number")) return { kind: "category", label: plan.x, categories: values.map(String).length ? values : [""] };
+  if (!values.length || values.some((v) => typeof v !== "number"))
+    return { kind: "category", label: plan.x, categories: values.map(String).length ? values : [""] };
   const [low, high] = [Math.min(...values), Math.max(...values)];
-  return { kind: low > 0 && high / low >= WIDE ? "log" : "linear", label: plan.x, format: (v) => String(Number(v.toPrecision(6))) };
+  return {
+    kind: low > 0 && high / low >= WIDE ? "log" : "linear",
+    label: plan.x,
+    format: (v) => String(Number(v.toPrecision(6))),
+  };
 }
 
 /** The y axis of a metric, logarithmic where the values span much. */
@@ -112,7 +132,13 @@ function explorerValueAxis(plan, series) {
   const [low, high] = [Math.min(...bounded(values, Math.min)), Math.max(...bounded(values, Math.max))];
   const wide = low > 0 && high / low > 4;
   if (plan.metric === "speedup") {
-    return { kind: wide ? "log" : "linear", label: `speedup over ${overName(plan.over)}`, format: ratio, include: 1, reach: wide ? 2.5 : 1.6 };
+    return {
+      kind: wide ? "log" : "linear",
+      label: `speedup over ${overName(plan.over)}`,
+      format: ratio,
+      include: 1,
+      reach: wide ? 2.5 : 1.6,
+    };
   }
   const unit = plan.table.metrics[plan.metric].unit;
   return { kind: wide ? "log" : "linear", label: metricName(plan.metric), unit, zero: true, reach: 12 };
@@ -133,17 +159,17 @@ function alongX(plan, of) {
 
 /** Lines of the hardware's bound and of a copy of the same bytes; where technique is the axis, across the panel. */
 function explorerLines(plan) {
-  const across = (of) => (plan.x === "technique" && plan.cells.length === 1 ? plan.techniques.map((t) => [t, of(plan.cells[0])]).filter(([, v]) => v !== null && v !== undefined) : alongX(plan, of));
-  if (plan.metric === "speedup") {
-    return [
-      { name: BOUND_LINE, points: across((cell) => cell.predicted[plan.over]?.value), dash: "9 3" },
-      { name: "copy of the same bytes", points: across((cell) => cell.predicted[plan.over]?.copy), dash: "2 3", color: MUTED },
-    ];
-  }
-  if (plan.metric !== "time") return [];
+  const across = (of) =>
+    plan.x === "technique" && plan.cells.length === 1
+      ? plan.techniques.map((t) => [t, of(plan.cells[0])]).filter(([, v]) => v !== null && v !== undefined)
+      : alongX(plan, of);
+  const bound = { speedup: (cell) => cell.predicted[plan.over]?.value, time: (cell) => cell.bound }[plan.metric];
+  const copy = { speedup: (cell) => cell.predicted[plan.over]?.copy, time: (cell) => cell.copy }[plan.metric];
+  if (!bound) return [];
+  const apart = plan.chosen.some((c) => c.value === EVERY_VALUE); // neighbours may differ in what is not on the axis
   return [
-    { name: BOUND_LINE, points: across((cell) => cell.bound), dash: "9 3" },
-    { name: "copy of the same bytes", points: across((cell) => cell.copy), dash: "2 3", color: MUTED },
+    { name: BOUND_LINE, points: across(bound), dash: apart ? "" : "9 3", apart },
+    { name: "copy of the same bytes", points: across(copy), dash: "2 3", color: MUTED, apart },
   ];
 }
 
@@ -151,8 +177,15 @@ function explorerLines(plan) {
 function explorerBands(plan) {
   if (plan.metric !== "speedup") return [];
   const bands = [{ name: "SAME: within 2%", kind: "same", from: 0.98, to: 1.02 }];
-  const floor = alongX(plan, (cell) => (cell.floorLow !== null && cell.floorHigh !== null ? [cell.floorLow, cell.floorHigh] : null));
-  if (floor.length) bands.push({ name: "noise floor: eager against its twin", kind: "floor", points: floor.map(([x, [low, high]]) => [x, low, high]) });
+  const floor = alongX(plan, (cell) =>
+    cell.floorLow !== null && cell.floorHigh !== null ? [cell.floorLow, cell.floorHigh] : null,
+  );
+  if (floor.length && !plan.chosen.some((c) => c.value === EVERY_VALUE))
+    bands.push({
+      name: "noise floor: eager against its twin",
+      kind: "floor",
+      points: floor.map(([x, [low, high]]) => [x, low, high]),
+    });
   return bands;
 }
 
@@ -162,7 +195,10 @@ function explorerMissing(plan) {
   for (const row of plan.rows) {
     if (exploredValue(plan, row)) continue;
     const found = plan.metric === "speedup" ? row.ratios[plan.over]?.reason : "";
-    const why = row.status !== "ok" ? row.advice || found || "No reason was recorded." : found || `No ${metricName(plan.metric)} was recorded.`;
+    const why =
+      row.status !== "ok"
+        ? row.advice || found || "No reason was recorded."
+        : found || `No ${metricName(plan.metric)} was recorded.`;
     const status = row.status !== "ok" ? spaced(row.status) : plan.metric === "speedup" ? "no ratio" : "not recorded";
     const key = JSON.stringify([status, why]);
     if (!groups.has(key)) groups.set(key, { status, why, rows: [] });

@@ -71,8 +71,12 @@ function pythonCall(name, state) {
     if (typeof value === "boolean") return value ? "True" : "False";
     return typeof value === "number" ? String(value) : JSON.stringify(value);
   };
-  const plain = Object.entries(state).filter(([key]) => /^[A-Za-z_]\w*$/.test(key)).map(([key, value]) => `${key}=${literal(value)}`);
-  const odd = Object.entries(state).filter(([key]) => !/^[A-Za-z_]\w*$/.test(key)).map(([key, value]) => `${JSON.stringify(key)}: ${literal(value)}`);
+  const plain = Object.entries(state)
+    .filter(([key]) => /^[A-Za-z_]\w*$/.test(key))
+    .map(([key, value]) => `${key}=${literal(value)}`);
+  const odd = Object.entries(state)
+    .filter(([key]) => !/^[A-Za-z_]\w*$/.test(key))
+    .map(([key, value]) => `${JSON.stringify(key)}: ${literal(value)}`);
   return `${name}(${["trials", ...plain, ...(odd.length ? [`**{${odd.join(", ")}}`] : [])].join(", ")})`;
 }
 

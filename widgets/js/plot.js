@@ -4,7 +4,7 @@
 // spec: {title, subtitle, notes: [..], description, height,
 //   x: {label, kind: "log" | "linear" | "category", unit, categories, ticks, format}, y: {the same, include, zero, reach},
 //   series: [{name, style, points: [{x, y, low, high, hatched, faded, mark, key, label}], connected}],
-//   lines: [{name, points: [[x, y]..], dash, color} or {.., points: [], at: y}], bands: [{name, kind: "same" | "floor", from, to} or {.., points: [[x, low, high]..]}],
+//   lines: [{name, points: [[x, y]..], dash, color} or {.., points: [], at: y} or {.., apart: true}], bands: [{name, kind: "same" | "floor", from, to} or {.., points: [[x, low, high]..]}],
 //   hatchedName, table: () => {head: [..], rows: [[..]..]}, onPick(key)}
 // label is text, or a function that returns it (for many points), its lines separated by \n; high may be Infinity; mark is "stale" or "elsewhere".
 
@@ -15,7 +15,11 @@ function plot(spec) {
   const ids = controlId();
   const stage = node("div", { class: "kpt-plot-stage", tabindex: 0, role: "application", "aria-roledescription": "figure" });
   const live = node("div", { class: "kpt-offscreen", "aria-live": "polite" });
-  const table = node("details", { class: "kpt-plot-table", ontoggle: () => fillTable() }, node("summary", { onkeydown: keepKey, onkeyup: keepKey }, "Data as a table"));
+  const table = node(
+    "details",
+    { class: "kpt-plot-table", ontoggle: () => fillTable() },
+    node("summary", { onkeydown: keepKey, onkeyup: keepKey }, "Data as a table"),
+  );
   const element = node("div", { class: "kpt-plot" }, stage, live, table);
   let [canvas, points, current, geometry] = [null, [], null, null];
   const tip = tooltip(stage);
@@ -31,7 +35,10 @@ function plot(spec) {
     if (canvas) canvas.replaceWith(geometry.element);
     else stage.prepend(geometry.element);
     canvas = geometry.element;
-    stage.setAttribute("aria-label", `${spec.title ?? "Figure"}. ${points.length} points. Arrow keys move between points, Enter opens a point, Escape leaves it.`);
+    stage.setAttribute(
+      "aria-label",
+      `${spec.title ?? "Figure"}. ${points.length} points. Arrow keys move between points, Enter opens a point, Escape leaves it.`,
+    );
     const again = current && points.find((p) => p.key === current.key);
     current = null;
     if (again && document.activeElement === stage) show(again, false);
@@ -100,11 +107,32 @@ function plot(spec) {
   function fillTable() {
     if (!table.open) return;
     const { head, rows } = spec.table ? spec.table() : pointTable(spec);
-    const line = (cells, tag) => node("tr", {}, cells.map((c) => node(tag, tag === "th" ? { scope: "col" } : {}, c === null || c === undefined ? "" : String(c))));
+    const line = (cells, tag) =>
+      node(
+        "tr",
+        {},
+        cells.map((c) => node(tag, tag === "th" ? { scope: "col" } : {}, c === null || c === undefined ? "" : String(c))),
+      );
     const shown = rows.slice(0, TABLE_ROWS);
-    const box = node("div", { class: "kpt-plot-rows", tabindex: 0, role: "region", "aria-label": "Data as a table" },
-      node("table", {}, node("caption", {}, spec.title ?? "Data"), node("thead", {}, line(head, "th")), node("tbody", {}, shown.map((r) => line(r, "td")))));
-    const more = rows.length > shown.length ? [node("p", {}, `The first ${shown.length} of ${rows.length} rows. The CSV holds all of them.`)] : [];
+    const box = node(
+      "div",
+      { class: "kpt-plot-rows", tabindex: 0, role: "region", "aria-label": "Data as a table" },
+      node(
+        "table",
+        {},
+        node("caption", {}, spec.title ?? "Data"),
+        node("thead", {}, line(head, "th")),
+        node(
+          "tbody",
+          {},
+          shown.map((r) => line(r, "td")),
+        ),
+      ),
+    );
+    const more =
+      rows.length > shown.length
+        ? [node("p", {}, `The first ${shown.length} of ${rows.length} rows. The CSV holds all of them.`)]
+        : [];
     table.replaceChildren(table.firstElementChild, box, ...more);
   }
 
@@ -133,7 +161,9 @@ function plot(spec) {
 
 /** Rows of a spec's points for the table. */
 function pointTable(spec) {
-  const rows = spec.series.flatMap((s) => s.points.map((p) => [s.name, p.x, p.y, p.low, p.high === Infinity ? "unbounded" : p.high]));
+  const rows = spec.series.flatMap((s) =>
+    s.points.map((p) => [s.name, p.x, p.y, p.low, p.high === Infinity ? "unbounded" : p.high]),
+  );
   return { head: ["", spec.x.label, spec.y.label, "low", "high"], rows };
 }
 
@@ -161,7 +191,11 @@ function neighbour(points, from, key) {
 function figure(spec, width, ids) {
   const all = spec.series.flatMap((s) => s.points);
   const dense = all.length > DENSE;
-  const [low, high] = extent(spec.y, all.map((p) => p.y), figureExtras(spec, all));
+  const [low, high] = extent(
+    spec.y,
+    all.map((p) => p.y),
+    figureExtras(spec, all),
+  );
   const [lines, outside] = insideLines(spec, low, high);
   spec = { ...spec, lines, notes: [...(spec.notes ?? []), ...outside] };
   const [heading, headingHeight] = figureHeading(spec, width);
@@ -178,15 +212,32 @@ function figure(spec, width, ids) {
   const [notes, notesHeight] = paragraph(spec.notes, 2, area.bottom + 48, width - 4, 11.5, { fill: MUTED });
   const total = Math.ceil(area.bottom + 54 + notesHeight);
   const clip = `${ids}-clip`;
-  const layers = [drawBands(area, { x, y }, spec.bands), drawLines(area, { x, y }, lines), spec.series.map((s) => drawSeries(s, radius, dense, ids, area))];
+  const layers = [
+    drawBands(area, { x, y }, spec.bands),
+    drawLines(area, { x, y }, lines),
+    spec.series.map((s) => drawSeries(s, radius, dense, ids, area)),
+  ];
   const ring = svg("g");
   const [titleId, descId] = [`${ids}-title`, `${ids}-desc`];
   const element = svg(
     "svg",
-    { class: "kpt-svg", viewBox: `0 0 ${width} ${total}`, width, height: total, role: "img", "aria-labelledby": `${titleId} ${descId}`, "font-family": FONT },
+    {
+      class: "kpt-svg",
+      viewBox: `0 0 ${width} ${total}`,
+      width,
+      height: total,
+      role: "img",
+      "aria-labelledby": `${titleId} ${descId}`,
+      "font-family": FONT,
+    },
     svg("title", { id: titleId }, spec.title ?? "Figure"),
     svg("desc", { id: descId }, [spec.subtitle, spec.description].filter(Boolean).join(". ")),
-    svg("defs", {}, patterns(spec, ids), svg("clipPath", { id: clip }, svg("rect", { x: area.left, y: area.top - 1, width: area.width, height: height + 2 }))),
+    svg(
+      "defs",
+      {},
+      patterns(spec, ids),
+      svg("clipPath", { id: clip }, svg("rect", { x: area.left, y: area.top - 1, width: area.width, height: height + 2 })),
+    ),
     svg("rect", { width, height: total, fill: "var(--kpt-paper)" }),
     heading,
     key,
@@ -230,7 +281,9 @@ function figureScale(spec, points, area) {
 /** Title and subtitle, wrapped; [elements, height]. */
 function figureHeading(spec, width) {
   const [title, titleHeight] = paragraph(spec.title ? [spec.title] : [], 2, 2, width - 4, 16, { "font-weight": 600 });
-  const [under, underHeight] = paragraph(spec.subtitle ? [spec.subtitle] : [], 2, titleHeight + 4, width - 4, 12.5, { fill: MUTED });
+  const [under, underHeight] = paragraph(spec.subtitle ? [spec.subtitle] : [], 2, titleHeight + 4, width - 4, 12.5, {
+    fill: MUTED,
+  });
   return [[...title, ...under], titleHeight + underHeight + 10];
 }
 
@@ -245,12 +298,18 @@ function figureExtras(spec, points) {
 
 /** Pixels of each point; series side by side within a category. Sorts connected series along x. */
 function placePoints(spec, { x, y }, area) {
-  const shared = x.kind === "category" && spec.series.reduce((n, s) => n + new Set(s.points.map((p) => p.x)).size, 0) > new Set(spec.series.flatMap((s) => s.points.map((p) => p.x))).size;
+  const shared =
+    x.kind === "category" &&
+    spec.series.reduce((n, s) => n + new Set(s.points.map((p) => p.x)).size, 0) >
+      new Set(spec.series.flatMap((s) => s.points.map((p) => p.x))).size;
   const step = shared ? Math.min(22, (x.slot * 0.8) / Math.max(spec.series.length, 1)) : 0;
   spec.series.forEach((series, i) => {
     const shift = step * (i - (spec.series.length - 1) / 2);
     if (x.kind !== "category" && series.connected !== false) series.points.sort((a, b) => a.x - b.x);
-    series.connected = x.kind !== "category" && series.connected !== false && series.points.every((p, k) => !k || p.x !== series.points[k - 1].x);
+    series.connected =
+      x.kind !== "category" &&
+      series.connected !== false &&
+      series.points.every((p, k) => !k || p.x !== series.points[k - 1].x);
     for (const p of series.points) {
       p.series = i;
       p.px = x.at(p.x) + shift;
@@ -266,8 +325,11 @@ function placePoints(spec, { x, y }, area) {
 /** The values on the x axis: those of the points where they are few, else the scale's. */
 function xTicks(spec, scale, area) {
   if (spec.x.ticks) return spec.x.ticks;
-  const own = scale.kind === "category" ? [] : [...new Set(spec.series.flatMap((s) => s.points.map((p) => p.x)))].sort((a, b) => a - b);
-  return own.length && own.length <= Math.max(12, area.width / 60) ? own : scale.ticks(Math.max(3, Math.floor(area.width / 75)));
+  const own =
+    scale.kind === "category" ? [] : [...new Set(spec.series.flatMap((s) => s.points.map((p) => p.x)))].sort((a, b) => a - b);
+  return own.length && own.length <= Math.max(12, area.width / 60)
+    ? own
+    : scale.ticks(Math.max(3, Math.floor(area.width / 75)));
 }
 
 function patterns(spec, ids) {

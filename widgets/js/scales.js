@@ -34,7 +34,8 @@ function linearTicks(low, high, count) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
   const ticks = [];
-  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k += 1) ticks.push(Number((k * step).toPrecision(12)));
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k += 1)
+    ticks.push(Number((k * step).toPrecision(12)));
   return ticks;
 }
 
@@ -118,11 +119,37 @@ function symbolPath(symbol, x, y, r) {
       return polygon([0, 1.2], [1.1, -0.85], [-1.1, -0.85]);
     case "cross": {
       const [a, b] = [0.4, 1.15];
-      return polygon([-a, -b], [a, -b], [a, -a], [b, -a], [b, a], [a, a], [a, b], [-a, b], [-a, a], [-b, a], [-b, -a], [-a, -a]);
+      return polygon(
+        [-a, -b],
+        [a, -b],
+        [a, -a],
+        [b, -a],
+        [b, a],
+        [a, a],
+        [a, b],
+        [-a, b],
+        [-a, a],
+        [-b, a],
+        [-b, -a],
+        [-a, -a],
+      );
     }
     case "x": {
       const [a, b] = [0.57, 1.1];
-      return polygon([0, -a], [b - a, -b], [b, a - b], [a, 0], [b, b - a], [b - a, b], [0, a], [a - b, b], [-b, b - a], [-a, 0], [-b, a - b], [a - b, -b]);
+      return polygon(
+        [0, -a],
+        [b - a, -b],
+        [b, a - b],
+        [a, 0],
+        [b, b - a],
+        [b - a, b],
+        [0, a],
+        [a - b, b],
+        [-b, b - a],
+        [-a, 0],
+        [-b, a - b],
+        [a - b, -b],
+      );
     }
     case "star": {
       const corners = Array.from({ length: 10 }, (_, k) => {
