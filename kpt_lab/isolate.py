@@ -21,6 +21,10 @@ from kpt_lab.runner import Job, hashes, now, setup_seconds, status_of
 _HERE = "runs in this process: {} is defined in a notebook, a script or a closure, which a child process can't import, so it can't be ended if it hangs and counts as one process"
 
 
+# An interrupt (Ctrl-C, JupyterLab's stop button) reaches the whole group of processes; the parent decides what it means
+_CHILD = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nfrom kpt_lab.isolate import serve; serve()"
+
+
 class Cancelled(BaseException):
     """Leaves a cell that is measured in this process; no technique's `except Exception` can swallow it."""
 
@@ -181,7 +185,7 @@ def _child(
     assert data is not None
     environment = {**os.environ, **(extra or {}), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     with tempfile.TemporaryFile() as errors:
-        command = [sys.executable, "-c", "from kpt_lab.isolate import serve; serve()"]
+        command = [sys.executable, "-c", _CHILD]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment)
         assert child.stdin
         assert child.stdout

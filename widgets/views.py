@@ -22,7 +22,7 @@ MIME = "application/vnd.kpt-lab.view+json"
 """Beside the live widget, each output carries what a page needs to draw the same view: the records' names, or the columns."""
 
 KEYS: Mapping[str, tuple[str, ...]] = {
-    "explorer": ("x", "y", "over", "techniques"),
+    "explorer": ("x", "y", "over", "techniques", "front"),
     "breakeven": ("x", "y", "technique", "over"),
     "roofline": ("techniques", "roofs"),
     "reveal": ("technique", "over"),
@@ -94,6 +94,7 @@ def explorer(trials: Source, *, where: Mapping[str, Any] | None = None, title: s
 
     trials: Trials, or the path of records as `kpt_lab.load` takes it; where: conditions as `Trials.where` takes them.
     Keywords choose what is shown at first: x, y (a metric, or "speedup"), over, techniques, workload, dtype, or a parameter.
+    front: devices that are drawn in full where several are shown (target="all"); the others are faded.
     """
     return View("explorer", trials, state, where=where, title=title)
 
@@ -161,6 +162,7 @@ def _accepted(view: str, data: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
         "over": tuple(data["overs"]),
         "technique": techniques,
         "techniques": techniques,
+        "front": tuple(data["targets"]),
         "roofs": tuple(ceiling["name"] for ceiling in data["ceilings"]),
     }
     return {**params, **facets, **{name: own[name] for name in KEYS[view]}}
