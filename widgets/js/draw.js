@@ -125,16 +125,17 @@ function legendEntries(spec, ids) {
       return {
         name: s.name,
         draw: (x, y) => [
-          svg("line", {
-            x1: x,
-            x2: x + 26,
-            y1: y,
-            y2: y,
-            stroke: style.color,
-            "stroke-width": 2,
-            "stroke-dasharray": style.dash,
-          }),
-          svg("path", { d: symbolPath(style.symbol, x + 13, y, 5), fill: style.color }),
+          svg(
+            "g",
+            { opacity: isPale(s) ? PALE : null },
+            svg("path", {
+              d: `M${x} ${px(y)}h26`,
+              stroke: style.color,
+              "stroke-width": 2,
+              "stroke-dasharray": style.dash || null,
+            }),
+            svg("path", { d: symbolPath(style.symbol, x + 13, y, 5), fill: style.color }),
+          ),
         ],
       };
     });
@@ -252,6 +253,7 @@ function drawSeries(series, radius, dense, ids, area) {
   const { color, dash, symbol } = styleOf(series.style);
   const parts = [];
   const points = series.points;
+  const pale = isPale(series);
   const spread = points.filter((p) => p.plow !== null);
   if (series.connected && points.length > 1) {
     const shape = runs(points, (p) => p.plow !== null && !p.endless).map((run) =>
@@ -299,7 +301,7 @@ function drawSeries(series, radius, dense, ids, area) {
         fill,
         stroke: color,
         "stroke-width": hatched ? (dense ? 1 : 1.6) : 0.6,
-        opacity: faded ? 0.45 : dense ? 0.8 : null,
+        opacity: faded && !pale ? PALE : dense ? 0.8 : null,
       }),
     );
   }
@@ -314,8 +316,11 @@ function drawSeries(series, radius, dense, ids, area) {
         }),
       );
   }
-  return parts;
+  return pale ? [svg("g", { opacity: PALE }, parts)] : parts;
 }
+
+const PALE = 0.4; // opacity of what stands behind the rest
+const isPale = (series) => series.points.length > 0 && series.points.every((p) => p.faded);
 
 /** Neighbours that pass a test, in groups of two or more. */
 function runs(points, test) {

@@ -146,9 +146,8 @@ function explorerControls(plan, change) {
 function explorerSpec(plan, onPick) {
   plan.axis = explorerAxis(plan);
   const series = explorerSeries(plan);
-  const every = plan.chosen.some((c) => c.value === EVERY_VALUE);
   const shown = series.flatMap((s) => s.points.map((p) => plan.table.rows[p.key]));
-  if (every) for (const s of series) s.connected = false;
+  if (scattered(plan)) for (const s of series) s.connected = false;
   if (plan.x === "technique") plan.axis.categories = series.map((s) => s.name);
   const what = plan.metric === "speedup" ? `speedup over ${overName(plan.over)}` : metricName(plan.metric);
   const workloads = [...new Set(plan.cells.map((cell) => cell.workload))];

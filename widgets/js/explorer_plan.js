@@ -10,6 +10,7 @@ const NAMES = {
   "memory.held": "memory held",
 };
 const BOUND_LINE = "hardware bound";
+const SPLIT = ["target", "environment", "cache"]; // each of these that is shown has series of its own
 const WIDE = 8; // values that span more than this factor get a logarithmic axis
 
 const metricName = (metric) => NAMES[metric] ?? spaced(metric);
@@ -64,7 +65,10 @@ function explorerPlan(table, state) {
   const overs = table.overs.filter((over) => everything.some((row) => hasRatio(row, over)));
   const metric = metrics.includes(state.y) || !overs.length ? (metrics.includes(state.y) ? state.y : metrics[0]) : "speedup";
   const over = overs.includes(state.over) ? state.over : overs[0];
-  return { table, chosen, axes, x, cells, everything, offered, techniques, rows, metrics, metric, overs, over };
+  const targets = new Set(cells.map((cell) => cell.target));
+  const near = Array.isArray(state.front) ? state.front.filter((target) => targets.has(target)) : [];
+  const front = near.length && near.length < targets.size ? new Set(near) : null; // the other devices are faded
+  return { table, front, chosen, axes, x, cells, everything, offered, techniques, rows, metrics, metric, overs, over };
 }
 
 /** What a row shows under the plan's metric: {value, low, high, hatched}, or null. high may be Infinity. */
@@ -85,29 +89,43 @@ function exploredValue(plan, row) {
   };
 }
 
-/** Series of the figure: one for each technique; a technique that is the baseline itself everywhere is no series. */
+/** Which of the shown devices, machines and caches a cell is of, in words; "" where only one is shown. */
+function explorerPlace(plan) {
+  const every = plan.chosen.filter((c) => SPLIT.includes(c.facet.key) && c.value === EVERY_VALUE && c.options.length > 1);
+  const whole = (cell) => every.map((c) => c.facet.of(cell)).join(", ");
+  const found = new Set(plan.cells.map(whole));
+  if (plan.x === "technique" || found.size < 2) return () => "";
+  return new Set(plan.cells.map((cell) => cell.target)).size === found.size ? (cell) => cell.target : whole;
+}
+
+/** Series of the figure: one for each technique, on each device where several are shown; what is the baseline throughout is none. */
 function explorerSeries(plan) {
-  const byTechnique = new Map(plan.techniques.map((t) => [t, []]));
+  const place = explorerPlace(plan);
+  const places = [...new Set(plan.cells.map(place))];
+  const groups = new Map(
+    plan.techniques.flatMap((name) => places.map((where) => [`${name}\n${where}`, { name, where, points: [] }])),
+  );
   for (const row of plan.rows) {
     const shown = exploredValue(plan, row);
     if (!shown || shown.value === undefined || !(plan.axis.kind !== "log" || exploredX(plan, row) > 0)) continue;
     const x = exploredX(plan, row);
     if (x === null || x === undefined) continue;
-    byTechnique.get(row.technique).push({
+    groups.get(`${row.technique}\n${place(row.cell)}`).points.push({
       x,
       y: shown.value,
       low: shown.low,
       high: shown.high,
       hatched: shown.hatched,
+      faded: Boolean(plan.front) && !plan.front.has(row.cell.target),
       mark: row.stale ? "stale" : row.cell.environment.elsewhere ? "elsewhere" : null,
       key: row.index,
       label: () => pointWords(plan, row),
     });
   }
   const isBaseline = (row) => plan.metric === "speedup" && row.ratios[plan.over].over === row.technique;
-  return [...byTechnique]
-    .filter(([, points]) => points.some((p) => !isBaseline(plan.table.rows[p.key])))
-    .map(([name, points]) => ({ name, style: plan.table.styles[name], points }));
+  return [...groups.values()]
+    .filter(({ points }) => points.some((p) => !isBaseline(plan.table.rows[p.key])))
+    .map(({ name, where, points }) => ({ name: where ? `${name}, ${where}` : name, style: plan.table.styles[name], points }));
 }
 
 const exploredX = (plan, row) => (plan.x === "technique" ? row.technique : row.cell.params[plan.x]);
@@ -144,10 +162,14 @@ function explorerValueAxis(plan, series) {
   return { kind: wide ? "log" : "linear", label: metricName(plan.metric), unit, zero: true, reach: 12 };
 }
 
+/** Whether neighbours along x may differ in what is not on the axis, so that no line may join them; places have series of their own. */
+const scattered = (plan) => plan.chosen.some((c) => c.value === EVERY_VALUE && !SPLIT.includes(c.facet.key));
+
 /** One value for each x of the cells shown: [[x, value]] sorted, or none where two cells at one x differ. */
 function alongX(plan, of) {
   const found = new Map();
   for (const cell of plan.x === "technique" ? [] : plan.cells) {
+    if (plan.front && !plan.front.has(cell.target)) continue;
     const value = of(cell);
     const x = cell.params[plan.x];
     if (value === null || value === undefined || x === undefined) continue;
@@ -166,7 +188,7 @@ function explorerLines(plan) {
   const bound = { speedup: (cell) => cell.predicted[plan.over]?.value, time: (cell) => cell.bound }[plan.metric];
   const copy = { speedup: (cell) => cell.predicted[plan.over]?.copy, time: (cell) => cell.copy }[plan.metric];
   if (!bound) return [];
-  const apart = plan.chosen.some((c) => c.value === EVERY_VALUE); // neighbours may differ in what is not on the axis
+  const apart = scattered(plan);
   return [
     { name: BOUND_LINE, points: across(bound), dash: apart ? "" : "9 3", apart },
     { name: "copy of the same bytes", points: across(copy), dash: "2 3", color: MUTED, apart },
@@ -180,7 +202,7 @@ function explorerBands(plan) {
   const floor = alongX(plan, (cell) =>
     cell.floorLow !== null && cell.floorHigh !== null ? [cell.floorLow, cell.floorHigh] : null,
   );
-  if (floor.length && !plan.chosen.some((c) => c.value === EVERY_VALUE))
+  if (floor.length && !scattered(plan))
     bands.push({
       name: "noise floor: eager against its twin",
       kind: "floor",

@@ -53,6 +53,8 @@ function explorerNotes(plan, shown) {
         : `The best baseline is chosen at each place among ${best.join(", ")}.`,
     );
   }
+  const far = plan.front ? [...new Set(plan.cells.filter((cell) => !plan.front.has(cell.target)).map(deviceWords))] : [];
+  if (far.length) notes.push(`Faded: recorded on ${far.join(" and ")}${plan.metric === "speedup" ? ", each over its own baseline" : ""}.`);
   return explorerLines(plan).some((line) => line.name === BOUND_LINE && line.points.length)
     ? [...notes, ...boundNotes(plan)]
     : notes;

@@ -215,7 +215,7 @@ function figure(spec, width, ids) {
   const layers = [
     drawBands(area, { x, y }, spec.bands),
     drawLines(area, { x, y }, lines),
-    spec.series.map((s) => drawSeries(s, radius, dense, ids, area)),
+    [...spec.series].sort((a, b) => isPale(b) - isPale(a)).map((s) => drawSeries(s, radius, dense, ids, area)),
   ];
   const ring = svg("g");
   const [titleId, descId] = [`${ids}-title`, `${ids}-desc`];
