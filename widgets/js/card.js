@@ -51,7 +51,7 @@ function cardFacts(plan, row) {
     ["device", deviceWords(cell)],
   ];
   if (row.status !== "ok") facts.push(["status", spaced(row.status)], ["why", row.advice || "No reason was recorded."]);
-  facts.push(...speedupFacts(plan, row), ...timeFacts(row));
+  facts.push(...speedupFacts(plan, row), ...timeFacts(plan, row));
   for (const [name, found] of Object.entries(row.metrics)) {
     if (name !== "time" && name !== "bound") facts.push([metricName(name), `${metricWords(found)}, ${found.provenance}`]);
   }
@@ -76,10 +76,8 @@ function speedupFacts(plan, row) {
     else if (!hasRatio(row, over)) facts.push([term, found.reason]);
     else {
       const named = over === BEST_BASELINE && found.over ? `, which is ${found.over}` : "";
-      facts.push([
-        term,
-        `${withInterval(found.value, found.low, found.high, ratio)}${named}. ${VERDICT_WORDS[found.verdict] ?? ""}`,
-      ]);
+      const value = withInterval(found.value, found.low, found.high, ratio) + named;
+      facts.push([term, [value, VERDICT_WORDS[found.verdict], found.reason].filter(Boolean).join(". ")]);
     }
   }
   const predicted = row.predicted[plan.over] ?? row.cell.predicted[plan.over];
@@ -95,7 +93,7 @@ function speedupFacts(plan, row) {
 }
 
 /** Time, the bound with the share of it that is reached, and the copy of the same bytes. */
-function timeFacts(row) {
+function timeFacts(plan, row) {
   const { cell } = row;
   const { time } = row.metrics;
   const bound = boundOf(cell, row);
@@ -105,7 +103,12 @@ function timeFacts(row) {
     const reached = time ? `, of which ${share(bound / time.value)} is reached` : "";
     facts.push(["bound", `${quantity(bound, "s")}${reached}${cell.boundSource ? ` (${cell.boundSource})` : ""}`]);
   }
-  if (cell.copy) facts.push(["copy of the bytes", quantity(cell.copy, "s")]);
+  const ahead = cell.predicted[plan.over]?.copy;
+  if (cell.copy)
+    facts.push([
+      "copy of the bytes",
+      quantity(cell.copy, "s") + (ahead ? `, ${ratio(ahead)} over ${overName(plan.over)}` : ""),
+    ]);
   return facts;
 }
 

@@ -207,5 +207,6 @@ function sharedState(plan) {
   state.y = plan.metric;
   if (plan.metric === "speedup") state.over = plan.over;
   if (plan.techniques.length < plan.offered.length) state.techniques = plan.techniques;
+  if (plan.front) state.front = [...plan.front];
   return state;
 }

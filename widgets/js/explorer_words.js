@@ -54,7 +54,8 @@ function explorerNotes(plan, shown) {
     );
   }
   const far = plan.front ? [...new Set(plan.cells.filter((cell) => !plan.front.has(cell.target)).map(deviceWords))] : [];
-  if (far.length) notes.push(`Faded: recorded on ${far.join(" and ")}${plan.metric === "speedup" ? ", each over its own baseline" : ""}.`);
+  if (far.length)
+    notes.push(`Faded: recorded on ${far.join(" and ")}${plan.metric === "speedup" ? ", each over its own baseline" : ""}.`);
   return explorerLines(plan).some((line) => line.name === BOUND_LINE && line.points.length)
     ? [...notes, ...boundNotes(plan)]
     : notes;
@@ -76,6 +77,7 @@ function emptyWords(plan) {
   const where = plan.chosen
     .filter((c) => c.options.length > 1 && c.value !== EVERY_VALUE)
     .map((c) => `${c.facet.label} ${c.value}`);
+  if (!plan.table.rows.length) return "There are no results yet.";
   if (!plan.techniques.length) return "No technique is chosen: tick one above.";
   return `There is nothing to show${where.length ? ` at ${where.join(", ")}` : ""}. Choose another value, or “all values”.`;
 }

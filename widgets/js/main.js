@@ -1,6 +1,7 @@
 // The doors: render for anywidget in JupyterLab, mount for the static site.
 
 const VIEWS = { explorer, breakeven, roofline, reveal };
+const LISTS = new Set(["techniques", "roofs", "front"]); // what a state holds several of
 const mounted = new Map(); // id in the page -> {view, follow(state)}
 
 /** A view in a fresh element inside el; a view that throws leaves a sentence in its place. {update(data, state), remove()}. */
@@ -88,7 +89,7 @@ function addressState(id, hash = location.hash) {
   for (const key of new Set(parts.keys())) {
     if (key === "view") continue;
     const values = parts.getAll(key).map((v) => (/^-?\d+(\.\d+)?(e[+-]?\d+)?$/.test(v) ? Number(v) : v));
-    state[key] = key === "techniques" ? values.filter((v) => v !== "").map(String) : values[0];
+    state[key] = LISTS.has(key) ? values.filter((v) => v !== "").map(String) : values[0];
   }
   return state;
 }
