@@ -6,7 +6,7 @@ const MOST_PLACES = 3; // conditions named for a group
 
 /** Mount the explorer in root. onState(state) after each choice; share: {name, text(state)} for the button that copies the view. */
 function explorer(root, data, state = {}, onState = () => {}, share = null) {
-  let [table, plan, chart, open] = [indexed(data), null, null, null];
+  let [table, plan, chart, open, figureButtons] = [indexed(data), null, null, null, []];
   const controls = board("kpt-explorer-controls");
   const figureBox = node("div", { class: "kpt-explorer-figure" });
   const nothing = node("p", { class: "kpt-note", role: "status" });
@@ -30,6 +30,7 @@ function explorer(root, data, state = {}, onState = () => {}, share = null) {
     nothing.hidden = !empty;
     nothing.textContent = empty ? emptyWords(plan) : "";
     figureBox.hidden = empty;
+    for (const each of figureButtons) each.disabled = empty;
     if (!empty && chart) chart.update(spec);
     else if (!empty) {
       chart = plot(spec);
@@ -54,36 +55,30 @@ function explorer(root, data, state = {}, onState = () => {}, share = null) {
 
   function actions() {
     const name = () => `${plan.rows[0]?.cell.workload ?? "kpt-lab"}-${plan.metric}`;
-    const drawn = (save) => () => {
-      if (chart && !figureBox.hidden) save(chart.svg());
+    const saves = {
+      "Save SVG": () => download(`${name()}.svg`, "image/svg+xml", svgText(chart.svg())),
+      "Save PNG": async () => download(`${name()}.png`, "image/png", await pngOf(chart.svg())),
+      "Save data (CSV)": () => download(`${name()}.csv`, "text/csv", csv(csvRows(plan))),
     };
-    const buttons = [
-      button(
-        "Save SVG",
-        drawn((element) => download(`${name()}.svg`, "image/svg+xml", svgText(element))),
-      ),
-      button(
-        "Save PNG",
-        drawn(async (element) => download(`${name()}.png`, "image/png", await pngOf(element))),
-      ),
-      button("Save data (CSV)", () => download(`${name()}.csv`, "text/csv", csv(csvRows(plan)))),
-    ];
-    if (share) buttons.unshift(copyButton(share.name, () => share.text(sharedState(plan))));
-    return node(
-      "div",
-      { class: "kpt-actions" },
-      buttons.map((b) => b.element),
-    );
+    const buttons = Object.entries(saves).map(([text, save]) => button(text, save).element);
+    figureButtons = buttons.slice(0, 2);
+    if (share) buttons.unshift(copyButton(share.name, () => share.text(sharedState(plan))).element);
+    return node("div", { class: "kpt-actions" }, buttons);
   }
 
   return {
     update(newData, newState = {}) {
       if (newData !== data) {
+        const held = table.rows[open];
         table = indexed(newData);
         data = newData;
+        const same = (row) =>
+          row.technique === held.technique &&
+          row.cell.target === held.cell.target &&
+          cellWords(row.cell) === cellWords(held.cell);
+        open = held ? table.rows.findIndex(same) : null; // an open card stays open while results come in
       }
       state = newState;
-      close(false);
       show();
     },
     remove() {

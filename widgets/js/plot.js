@@ -39,7 +39,9 @@ function plot(spec) {
       "aria-label",
       `${spec.title ?? "Figure"}. ${points.length} points. Arrow keys move between points, Enter opens a point, Escape leaves it.`,
     );
-    const again = current && points.find((p) => p.key === current.key);
+    const before = current;
+    const alike = (p) => p.x === before.x && spec.series[p.series].name === before.name;
+    const again = before && (points.find((p) => alike(p) && p.key === before.key) ?? points.find(alike));
     current = null;
     if (again && document.activeElement === stage) show(again, false);
     else tip.hide();
@@ -312,6 +314,7 @@ function placePoints(spec, { x, y }, area) {
       series.points.every((p, k) => !k || p.x !== series.points[k - 1].x);
     for (const p of series.points) {
       p.series = i;
+      p.name = series.name;
       p.px = x.at(p.x) + shift;
       p.py = y.at(p.y);
       const none = p.low === null || p.low === undefined;
