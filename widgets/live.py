@@ -96,6 +96,9 @@ class Live(ipywidgets.VBox):
         self._enable(running=False)
         choices.step.observe(lambda _: self._show_workload(), "value")
 
+    def __repr__(self) -> str:  # the same whatever was measured, for notebooks keep it
+        return f"live sweep of {', '.join(self.choices.step.options)}"
+
     @property
     def path(self) -> Path:
         """The file that finished cells are appended to."""
