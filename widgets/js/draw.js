@@ -67,7 +67,7 @@ function yAxis(area, scale, axis, ticks) {
 /** Ticks of a y axis for a height, and the room that their labels take. */
 function yTicks(scale, axis, height) {
   const write = axis.format ?? ((value) => quantity(value, axis.unit ?? "1"));
-  const ticks = scale.ticks(Math.max(3, Math.floor(height / 42)));
+  const ticks = scale.ticks(Math.max(3, Math.floor(height / 38)));
   return { ticks, room: Math.ceil(Math.max(24, ...ticks.map((t) => textWidth(write(t))))) + 12 };
 }
 
