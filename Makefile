@@ -1,5 +1,6 @@
 # make lab    set up .venv, then start JupyterLab on notebooks/index.ipynb
 # make test   the same set-up, then every check that the project has, but those in a browser
+# make site   the documentation in docs/_build/html, from the committed notebooks; it opens as a file and needs no network
 # make e2e    the checks in a browser, on the site that `make site` built; needs Chromium (apt-get install chromium)
 #
 # Variables: PYTHON=python3.12 (3.11 or newer), UV=1 (install with uv, which must be on the PATH),
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.set-up
 NO_DISPLAY := $(if $(filter Linux,$(shell uname -s)),$(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser))
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test e2e notebooks clean
+.PHONY: help lab test site e2e notebooks clean
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
@@ -51,6 +52,12 @@ test: $(STAMP)
 	$(RUN) -m kpt_lab claims
 	$(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg kpt_lab tests notebooks
 
+# Warnings are errors; afterwards the pages are searched for what they would load from elsewhere, for weight and for dead links.
+site: $(VENV)/.set-up-docs
+	rm -rf docs/_build
+	$(RUN) -m sphinx --builder html --fail-on-warning --keep-going --nitpicky --quiet --doctree-dir docs/_build/doctrees docs docs/_build/html
+	$(RUN) -m kpt_lab.site.audit docs/_build/html
+
 # KPT_LAB_E2E_ALL=1 make e2e    runs all notebooks in JupyterLab, not only three
 e2e: $(VENV)/.set-up-e2e
 	$(RUN) -m pytest tests/e2e
@@ -66,5 +73,5 @@ notebooks: $(STAMP)
 	$(NOTEBOOKS) -c '$(KEEP_NAME)' {} +
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info docs/_build docs/notebooks docs/reference
 	find kpt_lab widgets tests notebooks benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
