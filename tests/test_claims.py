@@ -420,6 +420,20 @@ def test_a_stale_record_is_a_warning_with_its_command(repository: Path) -> None:
     assert "--out notebooks/phase1/results" in file
 
 
+def test_stale_cells_that_no_record_grid_holds_take_a_sweep_into_their_file() -> None:
+    at = {"workload": "0", "workload_at": "kpt_lab.kernels.softmax:forward"}
+    common = {"workload": "softmax.forward", "device": "cuda", "dtype": "bfloat16", "source": at}
+    odd = [Trial(technique="eager", params={"rows": rows, "cols": cols}, **common) for rows in (16, 128) for cols in (256, 512)]
+    known = Trial(technique="eager", params={"rows": 16384, "cols": 4096}, **common)
+    path = "notebooks/phase1/results/grid/x.jsonl"
+    command = "python -m kpt_lab record kernels.softmax --only forward --out notebooks/phase1/results/grid"
+    assert query.record_commands([known], path) == [command]
+    assert query.record_commands([odd[0], known, *odd[1:]], path) == [
+        "python -m kpt_lab sweep kernels.softmax:forward --grid rows=16,16384,128 cols=256,4096,512 --device cuda "
+        f"--dtype bfloat16 --into {path}",
+    ]
+
+
 def test_the_command_line_fails_with_a_list(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = repository / "docs/page.md"
     page.write_text("It is 4.2x faster.")

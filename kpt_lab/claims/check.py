@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kpt_lab import records, tables
 from kpt_lab.claims import figures, notebooks, prose
-from kpt_lab.claims.query import count, files, record_command, trials_of
+from kpt_lab.claims.query import count, files, record_commands, trials_of
 from kpt_lab.claims.roles import show
 
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "notebooks")
@@ -124,7 +124,7 @@ def stale_files(root: Path) -> list[str]:
     for path in files(root):
         mine = trials_of(path)
         old = [trial for trial, status in zip(mine, records.statuses(mine), strict=True) if status == "stale"]
-        commands = dict.fromkeys(record_command(trial, _named(path.parent, root)) for trial in old)
+        commands = record_commands(old, _named(path, root))
         if old:
             found.append(f"{_named(path, root)}: {len(old)} of {count(len(mine), 'Trial')} are stale; {'; '.join(commands)}")
     return found

@@ -7,6 +7,7 @@ softmax.forward rows=16384 cols=8192 dtype=bfloat16 technique="kpt triton" metri
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from kpt_lab import records
+from kpt_lab.conditions import command
 from kpt_lab.core import Incomparable, Ratio, Trial, Trials
 from kpt_lab.ratios import MIN_PROCESSES, Cell, best_baseline, cells, compare, speedup
 from kpt_lab.tables import conditions
@@ -272,3 +274,36 @@ def record_command(trial: Trial, folder: str = "") -> str:
         return f"record {trial.workload} again where it was recorded"
     only = f" --only {name}" if name.isidentifier() else ""
     return f"python -m kpt_lab record {module.removeprefix('kpt_lab.')}{only}" + (f" --out {folder}" if folder else "")
+
+
+def record_commands(trials: Iterable[Trial], path: str) -> list[str]:
+    """The commands that record these Trials of the file at `path` again.
+
+    A file with a cell that no record_grid holds came from a sweep, and takes one again.
+    """
+    trials = Trials(trials)
+    if all(map(_in_record_grid, trials)):
+        return list(dict.fromkeys(record_command(trial, path.rpartition("/")[0]) for trial in trials))
+    return [_sweep_command(next(iter(cells(trials))), trials, path)]
+
+
+def _in_record_grid(trial: Trial) -> bool:
+    module = str(trial.source.get("workload_at", "")).partition(":")[0]
+    if not module.startswith("kpt_lab."):
+        return True  # nothing is known about its grid
+    grid = getattr(importlib.import_module(module), "record_grid", ())
+    mine = [line for line in grid if line.workload.name == trial.workload]
+    return not mine or any(
+        line.dtype == trial.dtype and all(trial.params.get(name) in values for name, values in line.grid.items())
+        for line in mine
+    )
+
+
+def _sweep_command(cell: Cell, trials: Trials, path: str) -> str:
+    """The sweep of the cell's workload over every value that these Trials hold, into the file at `path`."""
+    mine = trials.where(workload=cell.workload, dtype=cell.dtype)
+    grid = {name: dict.fromkeys(t.params[name] for t in mine) for name, _ in cell.params}
+    whole = command(cell, mine)
+    for name, value in cell.params:
+        whole = whole.replace(f"{name}={value}", f"{name}={','.join(map(str, grid[name]))}", 1)
+    return f"{whole.replace('kpt-lab', 'python -m kpt_lab', 1)} --into {path}" if whole else record_command(mine[0])

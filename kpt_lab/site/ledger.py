@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from kpt_lab import records
-from kpt_lab.claims.query import count, files, record_command, trials_of
+from kpt_lab.claims.query import count, files, record_commands, trials_of
 from kpt_lab.core import Trial, Trials
 from kpt_lab.ratios import MIN_PROCESSES, cells
 from kpt_lab.tables import markdown
@@ -39,7 +39,7 @@ def results(root: Path, part: str = "files", today: date | None = None) -> str:
     for path, trials in found.items():
         old = _stale(trials)
         rows.append(_row(path, trials, old, today))
-        commands = dict.fromkeys(record_command(t, path.parent.relative_to(root).as_posix()) for t in old)
+        commands = record_commands(old, path.relative_to(root).as_posix())
         again += [f"- {_name(path)}, {len(old)} of {count(len(trials), 'Trial')}: `{command}`" for command in commands]
     return markdown(HEADER, rows) if part == "files" else "\n".join(again) or "Nothing: no Trial is stale."
 
