@@ -64,7 +64,7 @@ function mapPlan(table, state) {
   return { chosen: [...first.chosen, ...rest.chosen], axes, x, y, techniques, technique, overs, over, ...grid };
 }
 
-/** Columns, rows (upwards) and squares {x, y, cell, row, found} of the map; the newest of several cells in one place. */
+/** Columns, rows (upwards) and squares {cell, row, found} of the map, and whether any is stale; the newest of several cells in one place. */
 function gridOf(table, cells, x, y, technique, over) {
   const at = (facet, cell) => (facet ? facet.of(cell) : "");
   const columns = x ? valuesOf(cells, x) : [""];
@@ -81,7 +81,8 @@ function gridOf(table, cells, x, y, technique, over) {
   }
   const square = (i, j) => squares.get(JSON.stringify([columns[i], lines[j]]));
   const values = [...squares.values()].filter((s) => s.found).map((s) => Math.abs(Math.log2(s.found.value)));
-  return { columns, lines, square, older, shown: values.length, reach: Math.max(0.1, ...values) };
+  const stale = [...squares.values()].some((s) => s.found && s.row.stale);
+  return { columns, lines, square, older, stale, shown: values.length, reach: Math.max(0.1, ...values) };
 }
 
 /** Whether the 1x contour runs between two squares. */
@@ -118,7 +119,7 @@ function breakeven(root, data, state = {}, onState = () => {}, sharing = null) {
     under.textContent = [...conditions(plan.chosen), plan.older ? `older results left out: ${plan.older}` : ""].filter(Boolean).join("; ");
     at = [Math.min(at[0], plan.columns.length - 1), Math.min(at[1], plan.lines.length - 1)];
     const focused = place.contains(document.activeElement);
-    place.replaceChildren(mapGrid(plan, heading.textContent, { say, move, open, close }), plan.shown ? scaleLegend(plan.reach) : "");
+    place.replaceChildren(mapGrid(plan, heading.textContent, { say, move, open, close }), plan.shown ? scaleLegend(plan) : "");
     thinNames(place);
     words.textContent = "Point at a square, or move with the arrow keys; Enter shows details.";
     details.replaceChildren();
@@ -221,7 +222,8 @@ function mapWords(plan, i, j) {
   const square = plan.square(i, j);
   const where = [plan.x && `${plan.x.label} ${plan.columns[i]}`, plan.y && `${plan.y.label} ${plan.lines[j]}`].filter(Boolean).join(", ");
   if (square?.found?.over === plan.technique) return `${where}: 1x, ${plan.technique} is the baseline here`;
-  if (square?.found) return `${where}: ${ratioWords(square.found)} over ${square.found.over || plan.over}`;
+  const since = square?.row?.stale ? "; stale: the code has changed since" : "";
+  if (square?.found) return `${where}: ${ratioWords(square.found)} over ${square.found.over || plan.over}${since}`;
   const [brief, why] = square ? absence(square.row, square.row?.ratios[plan.over]) : NOTHING;
   return `${where}: ${brief}. ${why}`;
 }
@@ -229,7 +231,7 @@ function mapWords(plan, i, j) {
 function mapSquare(plan, i, j, on) {
   const square = plan.square(i, j);
   const text = mapWords(plan, i, j);
-  const [brief] = square?.found ? [ratio(square.found.value)] : square ? absence(square.row, square.row?.ratios[plan.over]) : NOTHING;
+  const [brief] = square?.found ? [ratio(square.found.value) + (square.row.stale ? "*" : "")] : square ? absence(square.row, square.row?.ratios[plan.over]) : NOTHING;
   const classes = ["kpt-square"];
   if (square?.found) {
     classes.push(scaleText(square.found.value, plan.reach));
@@ -265,8 +267,8 @@ function mapSquare(plan, i, j, on) {
   return cell;
 }
 
-/** The colours with their ticks, and what hatching and the thick line mean. */
-function scaleLegend(reach) {
+/** The colours with their ticks, and what hatching, the thick line and the asterisk mean. */
+function scaleLegend({ reach, stale }) {
   const ticks = scaleTicks(reach).map((tick) => {
     const mark = node("span", { class: "kpt-scale-tick" }, ratio(tick));
     mark.style.left = `${(100 * onScale(tick, reach)).toFixed(2)}%`;
@@ -278,5 +280,6 @@ function scaleLegend(reach) {
     node("div", { class: "kpt-scale" }, node("div", { class: "kpt-scale-bar" }), ticks),
     node("span", { class: "kpt-key" }, node("span", { class: "kpt-key-line" }), "break-even, 1x"),
     node("span", { class: "kpt-key" }, node("span", { class: "kpt-key-hatch" }), "UNCLEAR"),
+    stale ? node("span", { class: "kpt-key" }, "* stale: the code has changed since") : null,
   );
 }
