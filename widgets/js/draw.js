@@ -13,7 +13,8 @@ function label(text, x, y, attributes = {}) {
 
 /** Lines of wrapped text below one another from y; returns [elements, height]. */
 function paragraph(texts, x, y, width, size, attributes = {}) {
-  const lines = texts.flatMap((text) => wrapped(text, width, size));
+  const room = attributes["font-weight"] ? 0.9 * width : width; // texts are measured in the regular weight
+  const lines = texts.flatMap((text) => wrapped(text, room, size));
   const step = Math.round(size * 1.36);
   return [
     lines.map((line, i) => label(line, x, y + size + i * step, { "font-size": size, ...attributes })),
