@@ -74,18 +74,7 @@ def test_keys_change_the_figure(name: str, lab: Any, watch: Callable[..., Any]) 
 
 def test_a_guess_is_revealed_by_keyboard(lab: Any, watch: Callable[..., Any]) -> None:
     watched = watch(height=1400)
-    view = opened("reveal", lab, watched)
-    label = "the speedup you expect"
-    words = view.control(label).get_attribute("aria-valuetext")
-    view.control(label).focus()
-    view.page.keyboard.press("ArrowRight")
-    guess = view.control(label).get_attribute("aria-valuetext")
-    assert guess != words
-    before = view.drawn()
-    view.page.keyboard.press("Tab")
-    view.page.keyboard.press("Enter")
-    view.changes(before)
-    assert f"You expected {guess}" in view.root.inner_text()
+    opened("reveal", lab, watched).reveal()
     quiet(watched)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-# Every shape, square and word but the controls': any change of the figure changes it.
+# Every shape, square and word but the controls': any change of the figure changes it. Ids differ from view to view.
 DRAWN = """root => [...root.querySelectorAll('*')].filter(each => !each.closest('.kpt-control')).map(each =>
   ['d', 'x', 'y', 'x1', 'x2', 'y1', 'y2', 'cx', 'cy', 'width', 'height', 'points', 'transform', 'fill', 'style', 'class']
     .map(name => each.getAttribute(name) ?? '').join(' ')
-  + [...each.childNodes].filter(child => child.nodeType === Node.TEXT_NODE).map(child => child.data).join('')).join('\\n')"""
+  + [...each.childNodes].filter(child => child.nodeType === Node.TEXT_NODE).map(child => child.data).join('')).join('\\n').replace(/kpt-\\d+-\\w+/g, '')"""
 CHANGED = f"([root, before]) => root.isConnected && ({DRAWN})(root) !== before"
 ANSWER_MS = 20_000  # how long a view may take to answer before it counts as dead
 SETTLE = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
@@ -79,6 +79,17 @@ class View:
                 used += 1
         return used
 
+    def use_pointer(self) -> bool:
+        """Change the figure by its selects, or where none has a choice by ticking a box."""
+        if self.use_selects():
+            return True
+        boxes = self.labels("checkbox")
+        if boxes:
+            before = self.drawn()
+            self.control(boxes[-1]).click()
+            self.changes(before)
+        return bool(boxes)
+
     def step(self, label: str) -> int:
         """Move a slider one stop by the keyboard, away from its end, and wait for the figure; returns its new index."""
         box = self.control(label)
@@ -107,3 +118,17 @@ class View:
         box = self.labels("checkbox")[-1]
         self.press(box, "Space")
         return box
+
+    def reveal(self) -> None:
+        """Guess by the keyboard in predict-then-reveal, reveal, and find the guess in the answer."""
+        label = "the speedup you expect"
+        words = self.control(label).get_attribute("aria-valuetext")
+        self.control(label).focus()
+        self.page.keyboard.press("ArrowRight")
+        guess = self.control(label).get_attribute("aria-valuetext")
+        assert guess != words
+        before = self.drawn()
+        self.page.keyboard.press("Tab")
+        self.page.keyboard.press("Enter")
+        self.changes(before)
+        assert f"You expected {guess}" in self.root.inner_text()
