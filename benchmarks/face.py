@@ -45,12 +45,10 @@ DRAW = """async ([text, state]) => {
   const label = root.querySelector('[aria-roledescription=figure]').getAttribute('aria-label');
   return [seconds, Number(label.match(/(\\d+) points/)[1])];
 }"""
-# the moment at which a page's first view is painted, in ms since its navigation began
-SEEN = """addEventListener('DOMContentLoaded', () => {
-  const look = () => document.querySelector('.kpt-view svg path, .kpt-view svg circle')
-    ? requestAnimationFrame(() => { window.kptSeen = performance.now(); }) : requestAnimationFrame(look);
-  look();
-});"""
+# the moment at which a page's first figure, a view or a chart, is painted, in ms since its navigation began
+SEEN = """const look = () => document.querySelector('.kpt-view svg path, .kpt-view svg circle, .kpt-view td, .js-plotly-plot path')
+  ? requestAnimationFrame(() => { window.kptSeen = performance.now(); }) : requestAnimationFrame(look);
+look();"""
 
 
 def figure(name: str, value: float, unit: str, limit: float | None, how: str) -> dict[str, Any]:

@@ -147,6 +147,7 @@ def test_search_finds_a_term(base: str, site: Path, watch: Callable[..., Any]) -
 KINDS = (
     "index.html",
     "notebooks/phase1/02_memory_bound_ops.html",
+    "notebooks/phase1/03_can_you_guess_the_speedup.html",
     "results.html",
     "claims.html",
     "howto/add-a-technique.html",
