@@ -1,0 +1,1 @@
+"""Semi-structured sparsity: which two of four weights stay."""
