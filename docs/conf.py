@@ -29,6 +29,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!kpt_lab\.).*")]  # names of other project
 html_theme = "furo"
 html_title = "kpt_lab"
 html_static_path = ["_static"]
+html_favicon = "_static/mark.svg"
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False

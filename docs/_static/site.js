@@ -5,6 +5,9 @@
   const DARK = matchMedia("(prefers-color-scheme: dark)");
   const NARROW = 560; // px: below this, figures get smaller type
 
+  // A page opened as a file may not fetch the others, from which Sphinx's search takes its excerpts.
+  if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+
   function dark() {
     const chosen = document.body.dataset.theme || "auto";
     return chosen === "dark" || (chosen !== "light" && DARK.matches);
@@ -13,6 +16,9 @@
   function read(box) {
     return JSON.parse(box.querySelector(':scope > script[type="application/json"]').textContent);
   }
+
+  document.querySelector(".sidebar-drawer")?.setAttribute("aria-label", "Site");
+  document.querySelector(".toc-drawer")?.setAttribute("aria-label", "This page");
 
   // ---- views
 
@@ -93,7 +99,7 @@
     for (const box of document.querySelectorAll(".table-wrapper, .highlight pre, .site-scroll, .output pre")) {
       if (box.scrollWidth > box.clientWidth + 1) {
         box.tabIndex = 0;
-        box.setAttribute("role", "region");
+        box.setAttribute("role", "group");
         box.setAttribute("aria-label", box.tagName === "PRE" ? "Code or its output, scrolls sideways" : "Table or figure, scrolls sideways");
       } else {
         for (const attribute of ["tabindex", "role", "aria-label"]) box.removeAttribute(attribute);

@@ -1,10 +1,11 @@
-"""What must hold of the built site: it loads nothing from elsewhere, no page is too heavy, and its links lead somewhere.
+"""What must hold of the built site: it loads nothing from elsewhere, no page is too heavy, its links lead somewhere; and what is mended.
 
 python -m kpt_lab.site.audit docs/_build/html
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -21,6 +22,19 @@ LOADING = {
 
 NAMING = {"canonical", "alternate", "author", "license", "next", "prev", "index", "search", "help", "top"}
 SHARED = ("_static", "_images")
+
+
+_TERMLESS = re.compile(r"<dl>\s*((?:<dd>(?:(?!</?d[ldt]\b).)*</dd>\s*)+)</dl>", re.DOTALL)
+
+
+def mended(text: str) -> str:
+    """Sphinx's HTML with captions that are no headings, and a signature's parameters as lines instead of a list without terms."""
+    text = text.replace('<p class="caption" role="heading">', '<p class="caption">')
+    return _TERMLESS.sub(lambda found: f'<span class="site-lines">{_lines(found[1])}</span>', text)
+
+
+def _lines(inside: str) -> str:
+    return inside.replace("<dd>", "<span>").replace("</dd>", "</span>")
 
 
 class _Page(HTMLParser):

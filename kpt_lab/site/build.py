@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kpt_lab.claims.query import root_of
-from kpt_lab.site import docstrings, ledger, mime, pages, plots, views
+from kpt_lab.site import audit, docstrings, ledger, mime, pages, plots, views
 
 LATE = {"loading_method": "defer"}
 
@@ -20,6 +20,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("builder-inited", static_files)
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("html-page-context", page_scripts)
+    app.connect("html-page-context", accessible, priority=900)  # behind the theme, which makes the navigation
     for name, directive in _directives().items():
         app.add_directive(name, directive)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
@@ -67,6 +68,13 @@ def page_scripts(app: Any, pagename: str, templatename: str, context: dict[str, 
     if any(node.get("kpt_plot") for node in marked):
         app.add_js_file("kpt_look.js", priority=730, **LATE)
         app.add_js_file("plotly.min.js", priority=740, **LATE)
+
+
+def accessible(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Take from Sphinx's HTML what screen readers stumble over: headings without a level, and lists of definitions without terms."""
+    for part in ("furo_navigation_tree", "body"):
+        if context.get(part):
+            context[part] = audit.mended(context[part])
 
 
 def _directives() -> dict[str, Any]:

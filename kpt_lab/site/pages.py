@@ -6,8 +6,7 @@ import importlib
 import inspect
 import json
 import pkgutil
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,14 +36,23 @@ def copy_notebooks(root: Path, into: Path) -> list[Path]:
     sources = [path for path in sorted((root / "notebooks").rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
     if not sources:
         raise ValueError(f"{root} holds no notebook under notebooks/")
-    shutil.rmtree(into, ignore_errors=True)
-    found = []
+    texts = {}
     for source in sources:
         copy = into / source.relative_to(root / "notebooks")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(with_note(source.read_text(encoding="utf-8"), source.relative_to(root).as_posix()), encoding="utf-8")
-        found.append(copy)
-    return found
+        texts[copy] = with_note(source.read_text(encoding="utf-8"), source.relative_to(root).as_posix())
+    return _written(into, texts)
+
+
+def _written(into: Path, texts: Mapping[Path, str]) -> list[Path]:
+    """Make `into` hold these files and no others; what is already as it should be is left alone."""
+    for path in sorted(into.rglob("*"), reverse=True):
+        if path.is_file() and path not in texts:
+            path.unlink()
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+    return list(texts)
 
 
 def with_note(text: str, path: str) -> str:
@@ -78,15 +86,9 @@ def _refuse(name: str) -> None:
 
 def write_reference(into: Path) -> list[Path]:
     """One page for each public module, and index.md with their first sentences in groups."""
-    shutil.rmtree(into, ignore_errors=True)
-    into.mkdir(parents=True)
-    names, found = modules(), []
-    for name in names:
-        page = into / f"{name}.md"
-        page.write_text(module_page(importlib.import_module(name)), encoding="utf-8")
-        found.append(page)
-    (into / "index.md").write_text(index_page(names), encoding="utf-8")
-    return [*found, into / "index.md"]
+    names = modules()
+    texts = {into / f"{name}.md": module_page(importlib.import_module(name)) for name in names}
+    return _written(into, {**texts, into / "index.md": index_page(names)})
 
 
 def index_page(names: Iterable[str]) -> str:
