@@ -16,6 +16,7 @@ LATE = {"loading_method": "defer"}
 
 def setup(app: Any) -> dict[str, Any]:
     """Connect the extension to Sphinx."""
+    app.add_config_value("kpt_pages", "", "")
     app.connect("config-inited", prepare)
     app.connect("builder-inited", static_files)
     app.connect("autodoc-process-docstring", process_docstring)
@@ -42,6 +43,7 @@ def static_files(app: Any) -> None:
     import plotly
 
     front = importlib.import_module("kpt_lab.widgets.front")  # mypy knows widgets/ only by its folder
+    app.config.kpt_pages = str(app.outdir)  # where views put their columns
     made = Path(app.outdir).parent / "made"
     made.mkdir(parents=True, exist_ok=True)
     (made / "kpt_views.js").write_text(front.script(), encoding="utf-8")

@@ -72,7 +72,7 @@ def raw(text: str, **marks: Any) -> Any:
 def view_node(env: Any, content: Mapping[str, Any], folder: Path) -> Any:
     """A view's node; its columns are written beside the pages, once for all views of the same ones."""
     key, script = views.data_script(views.columns_of(views.checked(content), folder))
-    file = Path(env.app.outdir) / "_data" / f"{key}.js"
+    file = Path(env.config.kpt_pages) / "_data" / f"{key}.js"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(script, encoding="utf-8")
     used = env.temp_data.setdefault("kpt_views", [])
