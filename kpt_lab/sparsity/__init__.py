@@ -1,1 +1,32 @@
-"""Semi-structured sparsity: which two of four weights stay."""
+"""Semi-structured sparsity: which two of four weights stay, what they become, and how they are stored.
+
+from kpt_lab.sparsity import Calibration, SparsityPattern, prune
+
+calibration = Calibration.collect(model, batches)
+print(prune(model, SparsityPattern.SPARSE_24, criterion="least_squares", calibration=calibration))
+"""
+
+from kpt_lab.sparsity.calibration import Calibration
+from kpt_lab.sparsity.packed import memory_ratio, pack, unpack
+from kpt_lab.sparsity.patterns import SparsityPattern, keep_largest, magnitude_mask, wanda_mask
+from kpt_lab.sparsity.prune import CRITERIA, LayerReport, Pruning, prune, prune_weight
+from kpt_lab.sparsity.reconstruct import layer_error, least_squares, sparsegpt
+
+__all__ = [
+    "CRITERIA",
+    "Calibration",
+    "LayerReport",
+    "Pruning",
+    "SparsityPattern",
+    "keep_largest",
+    "layer_error",
+    "least_squares",
+    "magnitude_mask",
+    "memory_ratio",
+    "pack",
+    "prune",
+    "prune_weight",
+    "sparsegpt",
+    "unpack",
+    "wanda_mask",
+]
