@@ -1,1 +1,1 @@
-"""Number formats below 16 bits: exact rounding on any device."""
+"""Number formats of 8 bits on any device: exact rounding (`formats`) and dynamic scales (`scaling`)."""

@@ -34,6 +34,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from kpt_lab.core import dtype_name
+
 Overflow = Literal["saturate", "nan", "inf"]
 
 # what we compute in: the integer of that width, its mantissa bits, its bias, the mask of its exponent field
@@ -58,12 +60,8 @@ def widened(x: Tensor, name: str = "x") -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; accepted is a torch tensor")
     if x.dtype not in _ACCEPTED:
-        raise TypeError(f"{name} holds {_short(x.dtype)}; accepted are float64, float32, float16 and bfloat16")
+        raise TypeError(f"{name} holds {dtype_name(x.dtype)}; accepted are float64, float32, float16 and bfloat16")
     return x.detach() if x.dtype == torch.float64 else x.detach().float()
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 class Fields(NamedTuple):
@@ -186,7 +184,8 @@ class Format:
         # exact, as value is a number of the format; the code of the next binade follows by carrying into the exponent field
         magnitude = ((exponent - (1 - self.bias)) << self.mantissa_bits) + significand.abs().to(exponent.dtype)
         magnitude = torch.where(value.isinf(), self._top + 1, magnitude)
-        code = torch.where(value.signbit(), 256 - magnitude if self.is_integer else 128 + magnitude, magnitude)
+        negative = value.view(_WORK[value.dtype][0]) < 0  # compiled for a GPU, signbit of float64 misses -0.0
+        code = torch.where(negative, 256 - magnitude if self.is_integer else 128 + magnitude, magnitude)
         code = code if self.nan_code is None else torch.where(value.isnan(), self.nan_code, code)
         return code.to(torch.uint8)
 
@@ -197,10 +196,10 @@ class Format:
     def decode(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The values of codes (uint8, or this format's torch dtype) in `dtype`, exactly; TypeError for other dtypes."""
         if not isinstance(codes, Tensor) or codes.dtype not in (torch.uint8, self.dtype):
-            came = _short(codes.dtype) if isinstance(codes, Tensor) else f"a {type(codes).__name__}"
-            raise TypeError(f"codes are {came}; accepted for {self.name} are tensors of uint8 or {_short(self.dtype)}")
+            came = dtype_name(codes.dtype) if isinstance(codes, Tensor) else f"a {type(codes).__name__}"
+            raise TypeError(f"codes are {came}; accepted for {self.name} are tensors of uint8 or {dtype_name(self.dtype)}")
         if dtype not in _ACCEPTED:
-            raise TypeError(f"dtype is {_short(dtype)}; accepted are float64, float32, float16 and bfloat16")
+            raise TypeError(f"dtype is {dtype_name(dtype)}; accepted are float64, float32, float16 and bfloat16")
         if self.is_integer:
             return codes.view(torch.int8).to(dtype)
         code = codes.view(torch.uint8).to(torch.int32)
@@ -209,7 +208,7 @@ class Format:
         value = significand.float() * _power_of_two(exponent.clamp(min=1) - self.bias - self.mantissa_bits, torch.float32)
         last = self._top + (not self.finite)  # the last magnitude that is no NaN
         value = value if self.finite else torch.where((code & 0x7F) == last, math.inf, value)
-        value = torch.where(code >= 0x80, -value, value)
+        value = value * torch.where(code >= 0x80, -1.0, 1.0)  # compiled for a GPU, -value is 0 - value and loses -0.0
         is_nan = (code == 0x80) if self.fnuz else (code & 0x7F) > last
         return torch.where(is_nan, math.nan, value).to(dtype)
 

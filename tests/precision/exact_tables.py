@@ -6,11 +6,14 @@ them exactly (checked when the table is made), and comparing float64 with float6
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,34 @@ def nearest(name: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     index = np.where((low == high) | even[low], low, high)
     values = np.array([float(value) for value, _ in rungs])
     return values[index], (index == 0) | (index == len(rungs) - 1)
+
+
+def expected(name: str, x: Tensor, overflow: str = "saturate") -> Tensor:
+    """What rounding `x` must give, in float64 on the CPU, by the four rules of kpt_lab.precision.formats."""
+    wide = x.double().cpu().numpy()
+    value, beyond = nearest(name, np.where(np.isnan(wide), 0.0, wide))
+    numbers = [float(value) for value in table(name) if isinstance(value, Fraction)]
+    ends = {"saturate": (min(numbers), max(numbers)), "nan": (math.nan, math.nan), "inf": (-math.inf, math.inf)}[overflow]
+    value = np.where(beyond, np.where(wide < 0, *ends), value)
+    value = np.where(np.isnan(wide), 0.0 if name == "int8" else math.nan, value)
+    signed = name != "int8" and DEFINITIONS[name].signed_zero
+    return torch.from_numpy(np.where(value == 0, np.copysign(0.0, wide) if signed else 0.0, value))
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal in dtype, value, sign of zero, and in where NaN is."""
+    return (
+        a.dtype == b.dtype
+        and torch.equal(a.isnan(), b.isnan())
+        and bool(torch.where(a.isnan(), True, (a == b) & (a.signbit() == b.signbit())).all())
+    )
+
+
+def beside(points: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """The points in `dtype` with the two numbers of `dtype` next to each, and 0, tiny, huge and non-finite values."""
+    x = torch.from_numpy(points).to(dtype)
+    info = torch.finfo(dtype)
+    rest = [0.0, info.smallest_normal, info.smallest_normal * info.eps, 1.0, info.max, math.inf]
+    special = torch.tensor([sign * value for value in rest for sign in (1, -1)] + [math.nan], dtype=torch.float64).to(dtype)
+    up, down = torch.full_like(x, math.inf), torch.full_like(x, -math.inf)
+    return torch.cat([x, torch.nextafter(x, up), torch.nextafter(x, down), special])
