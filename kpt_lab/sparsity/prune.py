@@ -91,16 +91,7 @@ def prune(
     """
     pattern = as_pattern(pattern)
     _check(model, criterion, calibration, damping, skip)
-    owners = _owners(model)  # before copying, which separates parameters made over one tensor
-    found = []
-    for name, part, weight in _matrices(model):
-        others = [owner for owner in owners.get(_place(weight), ()) if owner != name]
-        reason = _reason(name, part, pattern, criterion, calibration, skip)
-        if others and not reason:
-            reason = f"its weight is shared with {', '.join(others)}"
-        if not reason:
-            _check_layer(name, weight, criterion, calibration, damping)
-        found.append((name, tuple(weight.shape), reason))
+    found = _plan(model, pattern, criterion, calibration, damping, skip)
     if not inplace:
         model = copy.deepcopy(model)
     weights = {name: weight for name, _, weight in _matrices(model)}
@@ -111,6 +102,31 @@ def prune(
         for name, shape, reason in found
     ]
     return Pruning(model, pattern, tuple(layers))
+
+
+def _plan(
+    model: nn.Module,
+    pattern: SparsityPattern,
+    criterion: str,
+    calibration: Calibration | None,
+    damping: float,
+    skip: Collection[str],
+) -> list[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and the reason to leave it ("" for none) of each matrix; raises where one to be pruned can't be.
+
+    Taken from the model before it is copied: copying separates parameters that were made over one tensor.
+    """
+    owners = _owners(model)
+    found = []
+    for name, part, weight in _matrices(model):
+        others = [owner for owner in owners.get(_place(weight), ()) if owner != name]
+        reason = _reason(name, part, pattern, criterion, calibration, skip)
+        if others and not reason:
+            reason = f"its weight is shared with {', '.join(others)}"
+        if not reason:
+            _check_layer(name, weight, criterion, calibration, damping)
+        found.append((name, tuple(weight.shape), reason))
+    return found
 
 
 def prune_weight(
