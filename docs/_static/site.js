@@ -45,7 +45,7 @@
         .replace(/#[0-9a-f]{6}\b/gi, (hex) => swap.hex[hex.toLowerCase()] || hex)
         .replace(/rgba\(\d+, ?\d+, ?\d+, ?/g, (start) => swap.rgba[start.replaceAll(" ", "")] || start);
     }
-    if (Array.isArray(value)) return typeof value[0] === "number" ? value : value.map((item) => recoloured(item, swap));
+    if (Array.isArray(value)) return typeof value[0] === "number" && typeof value.at(-1) === "number" ? value : value.map((item) => recoloured(item, swap));
     if (value && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, key === "bdata" ? item : recoloured(item, swap)]));
     }
