@@ -107,9 +107,23 @@
     }
   }
 
+  /** Plotly takes a while to start: it may once the views have had a frame to show themselves in. */
+  function fetchPlotly(then) {
+    const named = document.querySelector("script[data-later]");
+    if (!named || !window.kptLook) return;
+    const script = document.createElement("script");
+    script.src = named.src;
+    script.onload = then;
+    requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(() => document.head.append(script))));
+  }
+
   addEventListener("DOMContentLoaded", () => {
     reach();
-    if (!window.Plotly || !window.kptLook) return;
+    fetchPlotly(showFigures);
+  });
+  addEventListener("resize", reach);
+
+  function showFigures() {
     drawAll();
     let shown = dark();
     const follow = () => {
@@ -120,6 +134,5 @@
     };
     new MutationObserver(follow).observe(document.body, { attributes: true, attributeFilter: ["data-theme"] });
     DARK.addEventListener("change", follow);
-  });
-  addEventListener("resize", reach);
+  }
 })();

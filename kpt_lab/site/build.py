@@ -59,7 +59,7 @@ def process_docstring(app: Any, what: str, name: str, thing: Any, options: Any, 
 
 
 def page_scripts(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """Views first, so that they are soon there; then the site's own script; Plotly last, and only where it is needed."""
+    """Views first, so that they are soon there; then the site's own script, which fetches Plotly where there are figures."""
     from docutils import nodes
 
     marked = list(doctree.findall(nodes.raw)) if doctree is not None else []
@@ -69,7 +69,7 @@ def page_scripts(app: Any, pagename: str, templatename: str, context: dict[str, 
     app.add_js_file("site.js", priority=720, **LATE)
     if any(node.get("kpt_plot") for node in marked):
         app.add_js_file("kpt_look.js", priority=730, **LATE)
-        app.add_js_file("plotly.min.js", priority=740, **LATE)
+        app.add_js_file("plotly.min.js", priority=740, type="text/plain", **{"data-later": "yes"})
 
 
 def accessible(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
