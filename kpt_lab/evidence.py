@@ -5,7 +5,6 @@ Every number in them comes from Trials, and every ratio from `kpt_lab.ratios`, u
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from kpt_lab.core import Trial, Trials
 from kpt_lab.ratios import COPY, MIN_PROCESSES, Cell, Speedup, speedups
 from kpt_lab.records import status_of
-from kpt_lab.tables import conditions, markdown
+from kpt_lab.tables import conditions, markdown, span
 
 _WORDS = {"FASTER": "is faster than", "SLOWER": "is slower than", "SAME": "is as fast as", "UNCLEAR": "can't be told from"}
 STALE = (
@@ -90,7 +89,7 @@ def ledger(trials: Iterable[Trial], technique: str, over: str = "best baseline")
     rows = []
     for s in _formed(trials, technique, over):
         ratio, first = s.ratio, s.trials[0]
-        claim = f"{s.label} {_WORDS[ratio.verdict]} {s.over[0].label}: {_span(ratio)}"
+        claim = f"{s.label} {_WORDS[ratio.verdict]} {s.over[0].label}: {span(ratio)}"
         kind = "1 process, exploratory" if ratio.processes == 1 else f"{ratio.processes} fresh processes"
         error = max((t.metrics["error"].value for t in s.trials if "error" in t.metrics), default=None)
         checked = "" if error is None else f"; largest error {error:.1e}, allowed {first.chosen.get('error_limit', 0):.1e}"
@@ -134,19 +133,11 @@ def _over(found: Speedup | None) -> str:
     if found is None or found.ratio is None:
         return ""
     base = found.over[0].label
-    return f"{_whole(_span(found.ratio))} {found.ratio.verdict}" + ("" if base == COPY else f", {base}") + _stale(found)
+    return f"{_whole(span(found.ratio))} {found.ratio.verdict}" + ("" if base == COPY else f", {base}") + _stale(found)
 
 
 def _stale(found: Speedup) -> str:
     return ", *stale*" if "stale" in {status_of(t) for t in (found.trials[0], *found.over[:1])} else ""
-
-
-def _span(ratio: Any) -> str:
-    if ratio.low == ratio.high:
-        return f"{ratio.value:.2f}x"
-    if not math.isfinite(ratio.high):
-        return f"{ratio.value:.2f}x, interval unbounded"
-    return f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def _result(found: Speedup) -> tuple[str, ...]:
@@ -163,7 +154,7 @@ def _result(found: Speedup) -> tuple[str, ...]:
         return time, "", "", found.reason, share
     if found.over and found.over[0].label == found.label:
         return time, "", "", "the baseline", share
-    return time, _whole(_span(found.ratio)), found.over[0].label, found.ratio.verdict + _stale(found), share
+    return time, _whole(span(found.ratio)), found.over[0].label, found.ratio.verdict + _stale(found), share
 
 
 def _whole(text: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kpt_lab.core import Trials
+from kpt_lab.conditions import where
+from kpt_lab.core import Ratio, Trials
 from kpt_lab.ratios import MIN_PROCESSES, speedups
 from kpt_lab.records import load, status_of
 
@@ -35,20 +37,26 @@ def headline_table(trials: Trials) -> str:
                 f"{', '.join(f'{name} {value}' for name, value in cell.params)}, {cell.dtype}",
                 found.label,
                 found.over[0].label,
-                f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
+                f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",  # six processes always have an interval
                 ratio.verdict + (" when recorded; the code was edited since" if stale else ""),
             )
         )
-    parts = [f"{where}\n\n{markdown(HEADER, lines)}" for where, lines in rows.items()]
+    parts = [f"{place}\n\n{markdown(HEADER, lines)}" for place, lines in rows.items()]
     return "\n\n".join(parts) or NONE_YET
 
 
 def conditions(trials: Trials) -> str:
     """One sentence: device, versions and day of these Trials, and which clock they were timed by."""
-    env = trials[0].env
-    versions = [f"{name} {env[name]}" for name in ("torch", "triton", "python", "driver") if env.get(name)]
-    clock = "device time" if trials[0].device.startswith("cuda") else "wall time"
-    return f"{env.get('device_name') or trials[0].device}, {clock}; {', '.join(versions)}; {trials[0].at[:10]}."
+    return f"{where(trials[0]).removesuffix('.')}; {trials[0].at[:10]}."
+
+
+def span(ratio: Ratio) -> str:
+    """A ratio with its interval, where it has one: "1.52x [1.51, 1.52]"."""
+    if ratio.low == ratio.high:
+        return f"{ratio.value:.2f}x"
+    if not math.isfinite(ratio.high):
+        return f"{ratio.value:.2f}x, interval unbounded"
+    return f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from kpt_lab import records
 from kpt_lab.conditions import command
 from kpt_lab.core import Incomparable, Ratio, Trial, Trials
 from kpt_lab.ratios import MIN_PROCESSES, Cell, best_baseline, cells, compare, speedup
-from kpt_lab.tables import conditions
+from kpt_lab.tables import conditions, span
 
 BEST = "best baseline"
 
@@ -197,15 +196,6 @@ def beside_best(by_label: Mapping[str, Trials], asked: Query, base: Trials) -> s
         return ""
     ratio, best = ratio_of(by_label, asked.technique, BEST, "speedup")
     return "" if best[0].label == base[0].label else f"{span(ratio)} over the best baseline, {best[0].label}"
-
-
-def span(ratio: Ratio) -> str:
-    """A ratio with its interval: "1.52x [1.51, 1.52]"."""
-    if ratio.low == ratio.high:
-        return f"{ratio.value:.2f}x"
-    if not math.isfinite(ratio.high):
-        return f"{ratio.value:.2f}x (interval unbounded)"
-    return f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def alone(ratio: Ratio) -> str:

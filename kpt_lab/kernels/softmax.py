@@ -21,8 +21,8 @@ from kpt_lab.kernels import jit, tl
 
 HELD = 128 * 1024  # bytes of row that one program keeps: half of a multiprocessor's 256 KiB of registers (H100, A100)
 LONG_BLOCK = 8192  # columns at a time where a row is read twice
-AHEAD = 16 * 1024  # bytes per multiprocessor that a program runs ahead of itself when it prefetches: fit, on an H100
-PREFETCHED = range(2 * 1024, HELD + 1)  # bytes of row for which prefetching was faster there
+AHEAD = 16 * 1024  # bytes per multiprocessor that a program runs ahead of itself when it prefetches: loose fit, on an H100
+PREFETCHED = range(2 * 1024, HELD + 1)  # bytes of row for which it was tried there
 
 
 def softmax(x: torch.Tensor) -> torch.Tensor:
@@ -116,7 +116,7 @@ def _forward_rows(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     mask = (row < rows) & (column < groups * VEC)
-    x = tl.load(x_ptr + row * stride * VEC + column, mask=mask, other=-float("inf"))  # no evict_first: it was slower on an H100
+    x = tl.load(x_ptr + row * stride * VEC + column, mask=mask, other=-float("inf"))
     largest = tl.max(x.to(WIDE), axis=1, keep_dims=True)
     if PACKED:  # two exponentials an element cost less here than holding a row of float32
         x = _forget(x, PACKED)

@@ -74,7 +74,6 @@ def watch(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[...
 @pytest.fixture(scope="session")
 def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """One JupyterLab for all tests, on a copy of notebooks/."""
-    pytest.importorskip("jupyterlab")
     folder, port = tmp_path_factory.mktemp("lab"), free_port()
     root = folder / "root"
     shutil.copytree(ROOT / "notebooks", root, ignore=shutil.ignore_patterns("live", ".ipynb_checkpoints", "__pycache__"))
