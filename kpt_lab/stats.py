@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -122,8 +123,8 @@ def _centred(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Timing spikes hide autocorrelation: 5% of them take the plain estimate from 0.9 to 0.1. So values beyond three robust
     standard deviations are left out, unless they are so many (over a quarter) that they are a mode of their own.
     """
-    deviation = np.abs(values - np.median(values))
-    kept = deviation <= 3 * 1.4826 * np.median(deviation)
+    deviation = np.abs(values - median(values.tolist()))
+    kept = deviation <= 3 * 1.4826 * median(deviation.tolist())
     if 4 * np.count_nonzero(kept) < 3 * len(values):
         kept[:] = True
     return np.where(kept, values - values[kept].mean(), 0.0), kept.astype(np.float64)
@@ -215,7 +216,7 @@ def _log_ratios(numerators: Values, denominators: Values) -> np.ndarray:
 
 def _ratio(logs: np.ndarray, level: float, dependence: _Dependence) -> tuple[float, float, float]:
     low, high = _log_interval(logs, level, dependence)
-    middle = float(np.median(logs))
+    middle = median(logs.tolist())
     # the centre of batch medians may differ from the median: the interval holds both
     return math.exp(middle), math.exp(min(low, middle)), math.exp(max(high, middle))
 
