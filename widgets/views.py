@@ -32,14 +32,30 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 Source = Iterable[Trial] | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
-class View(anywidget.AnyWidget):
-    """One view: `show(trials)` draws other Trials, `state` is what the reader has chosen, `trials` is what is shown."""
+class Drawn(anywidget.AnyWidget):
+    """What every view is: the front end, what it draws, what the reader has chosen, and an output from which a page draws the same."""
 
     _esm = traitlets.Unicode().tag(sync=True)
     _css = traitlets.Unicode().tag(sync=True)
     view = traitlets.Unicode().tag(sync=True)
     data = traitlets.Dict().tag(sync=True)
     state = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, view: str, data: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        super().__init__(_esm=front.module(), _css=front.stylesheet(), view=view, data=data, state=state)
+
+    def _carried(self) -> dict[str, Any]:
+        """What a page needs besides the view's name and state: a title, and its data or their records."""
+        return {"title": self.data["title"], "data": self.data}
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+        return {**data, MIME: {"view": self.view, "state": dict(self.state), **self._carried()}}, metadata
+
+
+class View(Drawn):
+    """A view of Trials: `show(trials)` draws other ones, `state` is what the reader has chosen, `trials` is what is shown."""
 
     def __init__(
         self,
@@ -58,9 +74,7 @@ class View(anywidget.AnyWidget):
         self.trials = self.trials.where(**self.where)
         self._overs, self._title, self._kept = overs, title, dict[Any, Any]()
         data = self._columns()
-        super().__init__(
-            _esm=front.module(), _css=front.stylesheet(), view=view, data=data, state=_checked(view, dict(state or {}), data)
-        )
+        super().__init__(view, data, _checked(view, dict(state or {}), data))
 
     def show(self, trials: Source) -> None:
         """Draw these Trials instead; cells whose Trials were shown before are not computed again."""
@@ -77,16 +91,12 @@ class View(anywidget.AnyWidget):
         count = len(self.trials)
         return f"{self.view} of {count} Trial{'s' * (count != 1)}: {self.data['title'] or 'none yet'}"
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        bundle = super()._repr_mimebundle_(**kwargs)
-        content = {"view": self.view, "state": dict(self.state), "title": self.data["title"]}
-        if self.records:
-            content |= {"records": list(self.records), "where": {name: _plain(v) for name, v in self.where.items()}}
-            content |= {"overs": list(self._overs)} if self._overs is not None else {}
-        else:
-            content["data"] = self.data
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
-        return {**data, MIME: content}, metadata
+    def _carried(self) -> dict[str, Any]:
+        if not self.records:
+            return super()._carried()
+        content = {"records": list(self.records), "where": {name: _plain(v) for name, v in self.where.items()}}
+        overs = {"overs": list(self._overs)} if self._overs is not None else {}
+        return {"title": self.data["title"], **content, **overs}
 
 
 def explorer(trials: Source, *, where: Mapping[str, Any] | None = None, title: str = "", **state: Any) -> View:

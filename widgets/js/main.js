@@ -1,6 +1,7 @@
 // The doors: render for anywidget in JupyterLab, mount for the static site.
 
-const VIEWS = { explorer, breakeven, roofline, reveal };
+const VIEWS = { explorer, breakeven, roofline, reveal, formats };
+const WITHOUT_TRIALS = new Set(["formats"]);
 const LISTS = new Set(["techniques", "roofs", "front"]); // what a state holds several of
 const mounted = new Map(); // id in the page -> {view, follow(state)}
 
@@ -78,7 +79,8 @@ function pythonCall(name, state) {
   const odd = Object.entries(state)
     .filter(([key]) => !/^[A-Za-z_]\w*$/.test(key))
     .map(([key, value]) => `${JSON.stringify(key)}: ${literal(value)}`);
-  return `${name}(${["trials", ...plain, ...(odd.length ? [`**{${odd.join(", ")}}`] : [])].join(", ")})`;
+  const first = WITHOUT_TRIALS.has(name) ? [] : ["trials"];
+  return `${name}(${[...first, ...plain, ...(odd.length ? [`**{${odd.join(", ")}}`] : [])].join(", ")})`;
 }
 
 /** The state of view `id` that the page's address holds, or null. */
