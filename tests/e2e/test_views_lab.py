@@ -23,9 +23,10 @@ def written(path: Path, *sources: str) -> str:
     return path.name
 
 
-def opened(name: str, lab: Any, page: Any) -> View:
-    """The named view over the recorded Trials, shown in a new notebook."""
-    show = f'from kpt_lab import widgets\nview = widgets.{name}("phase1/results")\nview'
+def opened(name: str, lab: Any, page: Any, made: str = "") -> View:
+    """The named view over the recorded Trials, or what `made` makes, shown in a new notebook."""
+    made = made or f'widgets.{name}("phase1/results")'
+    show = f"from kpt_lab import widgets\nview = {made}\nview"
     lab.open(page, written(lab.folder / f"{name}.ipynb", show))
     cells = lab.run_all(page.page)
     assert [output["error"] for cell in cells for output in cell["outputs"] if output["error"]] == []

@@ -144,7 +144,7 @@ function bitField(onCode) {
 /** A field for a number. onChange(number); what is no number is told and changes nothing. */
 function numberField(name, onChange) {
   const id = controlId();
-  const problem = node("span", { class: "kpt-problem", role: "alert" });
+  const problem = node("span", { class: "kpt-number-problem", role: "alert" });
   const box = node("input", { id, type: "text", inputmode: "decimal", autocomplete: "off", spellcheck: "false", onchange: read, onkeydown: keys });
   let present = "";
 
