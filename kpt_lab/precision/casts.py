@@ -32,7 +32,7 @@ class Cast(NamedTuple):
 
     rows: (rows, cols), columns: (cols, rows rounded up to ALIGN, filled with zeros). The scales are of shape () where the side is
     scaled as a whole, else (rows, 1) and (cols, 1). counts: int32 (2,), values that are not finite and values flushed to zero
-    (in `rows` where it was asked for, else in `columns`), zeros unless counted.
+    (in `rows` where it was asked for, else in `columns`); empty unless counted.
     """
 
     rows: Tensor
@@ -91,7 +91,7 @@ def _cast_kernel(
         )
         if COUNT:
             flushed = (value != 0.0) & (tl.abs(scaled) <= SMALLEST)
-            tl.atomic_add(counts + 1, tl.sum(tl.sum(flushed.to(tl.int32), 1), 0))
+            tl.store(counts + 2 * program + 1, tl.sum(tl.sum(flushed.to(tl.int32), 1), 0))
     if WANT_COLUMNS:
         if COLUMN_SCALES:
             amax = tl.load(columns_amax + j, mask=j < n_cols, other=0.0).to(tl.float64)
@@ -115,10 +115,10 @@ def _cast_kernel(
         )
         if COUNT and not WANT_ROWS:
             flushed = (value != 0.0) & (tl.abs(scaled) <= SMALLEST)
-            tl.atomic_add(counts + 1, tl.sum(tl.sum(flushed.to(tl.int32), 1), 0))
+            tl.store(counts + 2 * program + 1, tl.sum(tl.sum(flushed.to(tl.int32), 1), 0))
     if COUNT:
         broken = inside & ((value != value) | (tl.abs(value) == float("inf")))
-        tl.atomic_add(counts, tl.sum(tl.sum(broken.to(tl.int32), 1), 0))
+        tl.store(counts + 2 * program, tl.sum(tl.sum(broken.to(tl.int32), 1), 0))
 
 
 def largest(x: Tensor, dim: int | None = None) -> Tensor:
@@ -138,20 +138,21 @@ def run_cast(x: Tensor, rows_amax: Tensor, columns_amax: Tensor, sides: str, for
     padded = -(-n_rows // ALIGN) * ALIGN
     kind, new = FORMATS[format], x.new_empty
     want_rows, want_columns = sides in ("rows", "both"), sides in ("columns", "both")
+    programs = -(-padded // TILE[0]) * -(-n_cols // TILE[1])
     out = Cast(
         new((n_rows, n_cols) if want_rows else (0,), dtype=kind.dtype),
         new((n_cols, padded) if want_columns else (0,), dtype=kind.dtype),
         new(_scale_shape(want_rows, rows_amax, n_rows), dtype=torch.float32),
         new(_scale_shape(want_columns, columns_amax, n_cols), dtype=torch.float32),
-        x.new_zeros(2, dtype=torch.int32),
+        x.new_empty((programs, 2) if counted else (0,), dtype=torch.int32),
     )
-    grid = (-(-padded // TILE[0]) * -(-n_cols // TILE[1]),)
-    _cast_kernel[grid](
+    _cast_kernel[(programs,)](
         x, rows_amax, columns_amax, *out, n_rows, n_cols, padded, x.stride(0), *TILE, want_rows, want_columns,
         rows_amax.dim() > 0, columns_amax.dim() > 0, counted, kind.max, smallest(kind) / 2, EPS,
         kind.mantissa_bits, 1 - kind.bias, kernels.INTERPRETED, num_warps=WARPS,
     )  # fmt: skip
-    return out
+    # each program counts for itself: additions to one place by all of them took as long as the casts
+    return out._replace(counts=out.counts.sum(0, dtype=torch.int32)) if counted else out
 
 
 def smallest(format: Format) -> float:
@@ -184,7 +185,7 @@ def _fake(x: Tensor, rows_amax: Tensor, columns_amax: Tensor, sides: str, format
         x.new_empty((n_cols, -(-n_rows // ALIGN) * ALIGN) if want_columns else (0,), dtype=dtype),
         x.new_empty(_scale_shape(want_rows, rows_amax, n_rows), dtype=torch.float32),
         x.new_empty(_scale_shape(want_columns, columns_amax, n_cols), dtype=torch.float32),
-        x.new_empty(2, dtype=torch.int32),
+        x.new_empty(2 if counted else 0, dtype=torch.int32),
     )
 
 

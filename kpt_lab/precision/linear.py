@@ -81,19 +81,30 @@ ROWWISE_BF16_WEIGHT_GRADIENT = Recipe("rowwise", "rowwise", "bfloat16", "e4m3fn"
 
 def rounded(x: Tensor, scaling: str, format: Format, dim: int) -> Tensor:
     """`x` in float32 as the format holds it: divided by its scale along `dim`, rounded, multiplied back."""
+    codes, scale = _codes(x, scaling, format, dim)
+    return codes * scale
+
+
+def _codes(x: Tensor, scaling: str, format: Format, dim: int) -> tuple[Tensor, Tensor]:
+    """`x` divided by its scale along `dim` and rounded to the format, in float32, and the scale that brings it back."""
     wide = x.detach().float()
     amax = largest(wide) if scaling == "tensorwise" else largest(wide, dim).unsqueeze(dim)
     scale = (torch.where(amax < EPS, EPS, amax.double()) / format.max).float()
     scale = torch.where(amax.isinf(), torch.nan, scale)
-    return format.round(wide * (1.0 / scale.double()).float()) * scale
+    # inside the format's range torch's own cast of float32 is right in every version: tests/precision/test_casts.py
+    return (wide * (1.0 / scale.double()).float()).clamp(format.min, format.max).to(format.dtype).float(), scale
 
 
 def _product(a: Tensor, b: Tensor, choice: str, formats: tuple[Format, Format]) -> Tensor:
     """a (m, k) times the transpose of b (n, k), in the dtype of `a`; the definition."""
     if choice == "bfloat16":
         return a @ b.to(a.dtype).t()
-    one, two = (rounded(x, choice, format, 1) for x, format in zip((a, b), formats, strict=True))
-    return (one @ two.t()).to(a.dtype)
+    (one, a_scale), (two, b_scale) = (_codes(x, choice, format, 1) for x, format in zip((a, b), formats, strict=True))
+    if a.is_cuda:  # numbers of 8 bits are exact in bfloat16, and so are their products in float32
+        product = torch.mm(one.bfloat16(), two.bfloat16().t(), out_dtype=torch.float32)
+    else:
+        product = one @ two.t()
+    return (product * (a_scale * b_scale.t())).to(a.dtype)
 
 
 class _Emulated(torch.autograd.Function):
@@ -135,7 +146,7 @@ def _emulated_counts(x: Tensor, sides: tuple[str, str], format: Format) -> Tenso
     flushed = torch.zeros_like(broken)
     side = next((k for k in (0, 1) if sides[k]), None)
     if side is not None:
-        flushed = ((rounded(x, sides[side], format, 1 - side) == 0) & (x != 0)).sum()
+        flushed = ((_codes(x, sides[side], format, 1 - side)[0] == 0) & (x != 0)).sum()
     return _row(x, broken, flushed)
 
 
