@@ -63,13 +63,12 @@ def at(recipe: Recipe) -> Technique:
 
 
 eager, compiled, max_autotune = baselines.eager, baselines.compiled, baselines.max_autotune
-tensorwise, rowwise = at(TENSORWISE), at(ROWWISE)
-rowwise_bf16_weight_gradient = at(ROWWISE_BF16_WEIGHT_GRADIENT)
 _EITHER: tuple[Choice, ...] = ("tensorwise", "bfloat16")
 mixtures = tuple(Recipe(*products) for products in itertools.product(_EITHER, _EITHER, _EITHER) if len(set(products)) > 1)
 """Every recipe that takes some products tensorwise and leaves others."""
 
-techniques = (eager, compiled, tensorwise, rowwise, rowwise_bf16_weight_gradient, *map(at, mixtures))
+RECIPES = (TENSORWISE, ROWWISE, ROWWISE_BF16_WEIGHT_GRADIENT, *mixtures)
+techniques = (eager, compiled, *map(at, RECIPES))
 
 record_grid = tuple(
     Recording(step, {"tokens": TOKENS, "in_features": [width], "out_features": [width]}, "bfloat16") for width in WIDTHS

@@ -100,10 +100,8 @@ def _product(a: Tensor, b: Tensor, choice: str, formats: tuple[Format, Format]) 
     if choice == "bfloat16":
         return a @ b.to(a.dtype).t()
     (one, a_scale), (two, b_scale) = (_codes(x, choice, format, 1) for x, format in zip((a, b), formats, strict=True))
-    if a.is_cuda:  # numbers of 8 bits are exact in bfloat16, and so are their products in float32
-        product = torch.mm(one.bfloat16(), two.bfloat16().t(), out_dtype=torch.float32)
-    else:
-        product = one @ two.t()
+    # numbers of 8 bits are exact in bfloat16, and so are their products in float32
+    product = torch.mm(one.bfloat16(), two.bfloat16().t(), out_dtype=torch.float32) if a.is_cuda else one @ two.t()
     return (product * (a_scale * b_scale.t())).to(a.dtype)
 
 
