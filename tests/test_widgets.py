@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,35 @@ def test_the_joined_text_is_sound_javascript(made, name, tmp_path):
     path.write_text(made(), encoding="utf-8")
     done = subprocess.run(["node", "--check", str(path)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+SQUARE = """(data, state) => {
+  const plan = mapPlan(indexed(data), state);
+  return {axes: [plan.x.key, plan.y.key], chosen: plan.chosen.map((c) => c.facet.key), shown: plan.columns.length * plan.lines.length,
+    missing: plan.columns.flatMap((_, i) => plan.lines.map((_, j) => plan.square(i, j))).filter((s) => !s).length};
+}"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_a_width_under_two_names_is_one_axis_of_the_map(tmp_path, trials):
+    """Square layers: out_features follows from in_features, so the map needs no choice of it, and no square is lost."""
+    widths = [replace(t, params={"tokens": t.params["rows"], **dict.fromkeys(("in_features", "out_features"), t.params["cols"])})
+              for t in kpt.load(RESULTS / "grid") if t.dtype == "bfloat16"]  # fmt: skip
+    data = columns(Trials(widths))
+    calls = [
+        f"({SQUARE})({json.dumps(data)}, {json.dumps(state)})" for state in ({}, {"x": "out_features", "y": "in_features"})
+    ]
+    path = tmp_path / "square.cjs"
+    source = front.module().removesuffix("export default { render };\n")
+    path.write_text(f"{source}\nconsole.log(JSON.stringify([{', '.join(calls)}]));\n", encoding="utf-8")
+    done = subprocess.run(["node", str(path)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    plain, asked = json.loads(done.stdout)
+    assert set(plain["axes"]) == {"in_features", "tokens"}
+    assert "out_features" not in plain["chosen"]
+    assert plain["shown"] == len({(t.params["tokens"], t.params["in_features"]) for t in widths})
+    assert plain["missing"] == 0
+    assert asked["axes"] == ["out_features", "in_features"]
 
 
 @pytest.fixture

@@ -34,10 +34,18 @@ function scaleText(value, reach) {
   return Math.abs(far) > 0.505 ? "kpt-half" : "kpt-near";
 }
 
+/** Whether a parameter that varies is told by another one: in square layers out_features by in_features, which are one width. */
+function follows(cells, facet, other) {
+  if (facet === other || !facet.param || !other.param) return false;
+  const [own, pairs] = [new Set(cells.map(facet.of)), new Set(cells.map((c) => JSON.stringify([facet.of(c), other.of(c)])))];
+  return own.size > 1 && own.size === pairs.size && new Set(cells.map(other.of)).size === pairs.size;
+}
+
 /** What may be an axis of these cells, the default x and y first: parameters, and dtype or target where they vary. */
-function axesOf(table, cells) {
+function axesOf(table, cells, asked) {
   const known = table.facets.filter((f) => f.param || f.key === "dtype" || f.key === "target");
-  const counts = known.map((facet) => ({ facet, count: valuesOf(cells, facet).length }));
+  const own = known.filter((f, i) => asked.includes(f.key) || !known.slice(0, i).some((other) => follows(cells, f, other)));
+  const counts = own.map((facet) => ({ facet, count: valuesOf(cells, facet).length }));
   const useful = counts.filter(({ facet, count }) => count > 1 || (facet.param && count));
   const order = (a, b) => Number(b.facet.param ?? false) * (b.count > 1) - Number(a.facet.param ?? false) * (a.count > 1) || b.count - a.count;
   return [...useful].reverse().sort(order).map(({ facet }) => facet);
@@ -48,10 +56,11 @@ function mapPlan(table, state) {
   const known = table.facets;
   const [workload] = known;
   const first = narrowed(table.cells, [workload], state);
-  const axes = axesOf(table, first.cells);
+  const axes = axesOf(table, first.cells, [state.x, state.y]);
   const x = axes.find((f) => f.key === state.x) ?? axes.find((f) => f.key !== state.y);
   const y = axes.find((f) => f.key === state.y && f !== x) ?? axes.find((f) => f !== x);
-  const rest = narrowed(first.cells, known.filter((f) => f !== workload && f !== x && f !== y), state);
+  const told = (f) => [x, y].some((axis) => axis && (f === axis || follows(first.cells, f, axis)));
+  const rest = narrowed(first.cells, known.filter((f) => f !== workload && !told(f)), state);
   const present = new Set(rest.cells.flatMap((cell) => table.byCell.get(cell).map((row) => row.technique)));
   const techniques = table.techniques.filter((t) => present.has(t));
   const own = techniques.filter((t) => !table.baselines.has(t));
