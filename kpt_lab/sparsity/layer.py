@@ -1,0 +1,265 @@
+"""One linear layer's forward pass, dense and 2:4, in 16 and in 8 bits, each inside a CUDA graph: what is compared with what.
+
+    forward       y = x @ w.T
+    fp8_inputs    the same product, where the input comes in 8 bits as well, exactly equal to x: what a layer before could write
+
+The definition of `sparse_24` is the dense layer with the smaller two of each four weights set to zero.
+
+A graph here is captured on the very tensors that it is called with, for every technique alike: a graph that copies its input in
+and its output out, as `baselines.cuda_graph` does, would add the same copies to both sides of a ratio and pull it towards one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kpt_lab import baselines
+from kpt_lab.core import Cost, Metric, Problem, Recording, Technique, Unsupported, Workload
+from kpt_lab.precision.casts import cast
+from kpt_lab.precision.formats import e4m3fn
+from kpt_lab.precision.scaling import quantise
+from kpt_lab.sparsity.cusparselt import FP8
+from kpt_lab.sparsity.linear import Arithmetic, Form, SparseLinear, fp8_product
+from kpt_lab.sparsity.patterns import magnitude_mask
+from kpt_lab.sparsity.search import captured
+
+SETS = 3
+INPUT_SCALE = 2.0**-6  # of the 8-bit inputs: a power of two, so that they equal the 16-bit ones exactly
+
+
+class GivenFP8(nn.Linear):
+    """A linear layer that is offered its input twice: x, and codes (the bytes of float8_e4m3fn) with their scale, equal to x."""
+
+    def forward(self, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+        return F.linear(x, self.weight, self.bias)
+
+
+def _linear(kind: type[nn.Linear], device: str, dtype: torch.dtype, seed: int, size: tuple[int, int]) -> nn.Linear:
+    generator = torch.Generator(device).manual_seed(seed)
+    layer = kind(*size, bias=False, device=device, dtype=dtype).eval()
+    layer.weight = nn.Parameter(
+        torch.randn(size[1], size[0], generator=generator, device=device).mul_(size[0] ** -0.5).to(dtype), requires_grad=False
+    )
+    return layer
+
+
+def _inputs(device: str, dtype: torch.dtype, seed: int, tokens: int, in_features: int) -> list[Tensor]:
+    generator = torch.Generator(device).manual_seed(seed + 1)
+    return [torch.randn(tokens, in_features, generator=generator, device=device, dtype=dtype) for _ in range(SETS)]
+
+
+def _make(
+    *, device: str, dtype: torch.dtype, seed: int, tokens: int = 4096, in_features: int = 4096, out_features: int = 4096
+) -> Problem:
+    layer = _linear(nn.Linear, device, dtype, seed, (in_features, out_features))
+    return Problem(layer, [(x,) for x in _inputs(device, dtype, seed, tokens, in_features)])
+
+
+def _make_fp8_inputs(
+    *, device: str, dtype: torch.dtype, seed: int, tokens: int = 4096, in_features: int = 4096, out_features: int = 4096
+) -> Problem:
+    layer = _linear(GivenFP8, device, dtype, seed, (in_features, out_features))
+    sets = []
+    for x in _inputs(device, dtype, seed, tokens, in_features):
+        codes = e4m3fn.cast(x.float() / INPUT_SCALE)
+        scale = torch.tensor(INPUT_SCALE, device=device)
+        sets.append(((codes.float() * INPUT_SCALE).to(dtype), codes.view(torch.uint8), scale))
+    return Problem(layer, sets)
+
+
+def _cost(*, dtype: str, tokens: int, in_features: int, out_features: int) -> Cost:
+    numbers = tokens * in_features + in_features * out_features + tokens * out_features
+    return Cost({dtype: 2.0 * tokens * in_features * out_features}, 2.0 * numbers)
+
+
+forward = Workload("sparsity.layer.forward", _make, cost=_cost, dtypes=("bfloat16",))
+fp8_inputs = Workload("sparsity.layer.fp8_inputs", _make_fp8_inputs, cost=_cost, dtypes=("bfloat16",))
+
+
+# ---- techniques ---------------------------------------------------------------------------------------------------------------
+
+
+def _in_place(fn: Callable[..., Any], args: tuple) -> Callable[..., Any]:
+    if any(not isinstance(arg, Tensor) or not arg.is_cuda for arg in args) or not args:
+        raise Unsupported("a CUDA graph in place needs inputs that are all tensors on a CUDA device")
+    graph, output = captured(lambda: fn(*args))
+    places = [arg.data_ptr() for arg in args]
+
+    def replay(*inputs: Tensor) -> Any:
+        if [given.data_ptr() for given in inputs] != places:
+            raise Unsupported("this graph reads the tensors that it was captured with; write new values into those")
+        graph.replay()
+        return output
+
+    return replay
+
+
+class _Entry(nn.Module):
+    """A layer called as the workload calls its own: with x, or with x, codes and scale."""
+
+    def __init__(self, layer: nn.Module, eight_bits: bool) -> None:
+        super().__init__()
+        self.layer, self.eight_bits = layer, eight_bits
+
+    def forward(self, x: Tensor, codes: Tensor | None = None, scale: Tensor | None = None) -> Any:
+        if codes is None or not self.eight_bits:
+            return self.layer(x)
+        return self.layer.given_fp8(codes.view(FP8), scale)  # type: ignore[operator]
+
+
+class _DenseFP8(nn.Module):
+    """The dense layer in 8 bits: the weight rounded once, the input cast on the way or given."""
+
+    def __init__(self, linear: nn.Linear, *, plain: bool) -> None:
+        super().__init__()
+        rounded = quantise(linear.weight, e4m3fn)
+        self.plain, self.dtype, self.data, self.scale = plain, linear.weight.dtype, rounded.data, rounded.scale.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.plain:
+            rounded = quantise(x, e4m3fn)
+            return self.given_fp8(rounded.data, rounded.scale)
+        found = cast(x, "tensorwise", "", "e4m3fn")
+        return self.given_fp8(found.rows, found.rows_scale)
+
+    def given_fp8(self, codes: Tensor, scale: Tensor) -> Tensor:
+        if self.plain:
+            return fp8_product(codes, scale, self.data, self.scale, None, self.dtype)
+        return torch._scaled_mm(
+            codes, self.data.t(), scale_a=scale, scale_b=self.scale, out_dtype=self.dtype, use_fast_accum=True
+        )
+
+
+def _own(fn: Any) -> nn.Linear:
+    if not isinstance(fn, nn.Linear) or fn.bias is not None:
+        raise Unsupported(f"it takes the layer of kpt_lab.sparsity.layer's workloads, and was given {type(fn).__name__}")
+    return fn
+
+
+def _pruned(linear: nn.Linear) -> Tensor:
+    weight = linear.weight.detach()
+    return torch.where(magnitude_mask(weight), weight, 0)
+
+
+def _apply_dense_fp8(fn: Any, args: tuple) -> Any:
+    return _Entry(_DenseFP8(_own(fn), plain=False), True)
+
+
+def _define_dense_fp8(fn: Any, args: tuple) -> Any:
+    return _Entry(_DenseFP8(_own(fn), plain=True), True)
+
+
+def _apply_sparse(arithmetic: Arithmetic, fn: Any, args: tuple, *, searched: bool = True, form: Form = "sparse") -> Any:
+    linear = _own(fn)
+    layer = SparseLinear(_pruned(linear), arithmetic=arithmetic)
+    if layer.dense_only:
+        raise Unsupported(layer.dense_only)
+    linear.weight = None  # type: ignore[assignment]  # the workload's own, made for this technique alone
+    layer.form = form
+    if searched:
+        layer.tune([args[0].shape[0]], autotune=form == "dispatch")
+    return _Entry(layer, arithmetic == "float8_e4m3fn")
+
+
+def _define_sparse(arithmetic: Arithmetic, fn: Any, args: tuple, *, searched: bool = True, form: Form = "sparse") -> Any:
+    linear = _own(fn)
+    linear.weight = nn.Parameter(_pruned(linear), requires_grad=False)
+    return linear if arithmetic != "float8_e4m3fn" else _Entry(_DenseFP8(linear, plain=True), True)
+
+
+def _report(candidate: Any) -> Mapping[str, Metric]:
+    """What the layer holds, and whether it runs sparse here."""
+    layer = candidate.layer
+    held = layer.memory()
+    source = "bytes of the layer's own tensors"
+    tokens = max(layer.choices, default=0)
+    return {
+        **{f"bytes.{name}": Metric(float(size), "B", "modelled", source=source) for name, size in held.items()},
+        **({"runs_sparse": _runs_sparse(layer, tokens)} if tokens else {}),
+    }
+
+
+def _runs_sparse(layer: SparseLinear, tokens: int) -> Metric:
+    form, _ = layer.chosen(tokens)
+    return Metric(float(form == "sparse"), "1", "modelled", source=f"the layer's choice: {layer.choices[tokens]}")
+
+
+def _sparse_cost(cost: Cost) -> Cost:
+    """Half the products, and at least the nine sixteenths of the bytes that a compressed weight has."""
+    return Cost({kind: work / 2 for kind, work in cost.flops.items()}, cost.bytes * 9 / 16)
+
+
+def _fp8_cost(cost: Cost) -> Cost:
+    return Cost({"float8_e4m3fn": sum(cost.flops.values())}, cost.bytes / 2)
+
+
+def _sparse_fp8_cost(cost: Cost) -> Cost:
+    return Cost({"float8_e4m3fn": sum(cost.flops.values()) / 2}, cost.bytes * 5 / 16)
+
+
+def _sparse(name: str, arithmetic: Arithmetic, cost: Callable[[Cost], Cost]) -> Technique:
+    return Technique(
+        name,
+        functools.partial(_apply_sparse, arithmetic),
+        stage="sparsity",
+        replaces=frozenset({"linear"}),
+        contract="lossy",
+        definition=functools.partial(_define_sparse, arithmetic),
+        report=_report,
+        cost=cost,
+        requires=("cuda",),
+    )
+
+
+graph = Technique("CUDA graph in place", _in_place, stage="graph", requires=("cuda",), baseline=True)
+max_autotune = baselines.max_autotune
+dense_fp8 = Technique(
+    "dense fp8",
+    _apply_dense_fp8,
+    stage="precision",
+    replaces=frozenset({"linear"}),
+    contract="lossy",
+    definition=_define_dense_fp8,
+    cost=_fp8_cost,
+    requires=("cuda",),
+)
+sparse_24 = _sparse("2:4", "bfloat16", _sparse_cost)
+sparse_24_fp8 = _sparse("2:4 fp8", "float8_e4m3fn", _sparse_fp8_cost)
+"""Knobs of both: searched=False takes cuSPARSELt's first algorithm; form="dispatch" runs what `SparseLinear` chooses."""
+
+dense, dense_autotuned, dense_fp8_graph = graph, max_autotune >> graph, dense_fp8 >> graph
+first_bf16, searched_bf16, dispatch_bf16 = (sparse_24(**k) >> graph for k in ({"searched": False}, {}, {"form": "dispatch"}))
+searched_fp8, dispatch_fp8 = (sparse_24_fp8(**k) >> graph for k in ({}, {"form": "dispatch"}))
+
+techniques = (
+    dense, dense_autotuned, first_bf16, searched_bf16, dispatch_bf16, dense_fp8_graph, searched_fp8, dispatch_fp8,
+)  # fmt: skip
+
+FP8_TECHNIQUES = (dense, dense_autotuned, dense_fp8_graph, searched_fp8, dispatch_fp8)
+"""What is compared where the input comes in 8 bits."""
+
+HEADLINE = ((4096, 4096), (8192, 8192), (4096, 14336), (14336, 4096))  # in, out: square, and a decoder's two
+WIDE = ((8192, 28672), (28672, 8192))
+
+
+def _grid(shape: tuple[int, int], tokens: list[int]) -> dict[str, list[int]]:
+    return {"tokens": tokens, "in_features": [shape[0]], "out_features": [shape[1]]}
+
+
+_COMPARED = ((forward, techniques), (fp8_inputs, FP8_TECHNIQUES))
+record_grid = (
+    *(Recording(w, _grid(s, [4096, 8192]), "bfloat16", 6, techniques=t) for s in HEADLINE for w, t in _COMPARED),
+    *(Recording(w, _grid(s, [4096, 8192]), "bfloat16", techniques=t) for s in WIDE for w, t in _COMPARED),
+    *(
+        Recording(w, _grid(s, [16, 128, 1024, 16384]), "bfloat16", techniques=t)
+        for s in (*HEADLINE, *WIDE)
+        for w, t in _COMPARED
+    ),
+)
+"""The headline shapes from 4096 tokens on in six processes; few tokens are where 2:4 loses and the layer should run dense."""
