@@ -28,6 +28,7 @@ from kpt_lab.panels import (
 )
 
 NICE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 5, 10, 20, 50, 100)
+HEADING = 80  # characters that a heading has room for in the narrowest figure that must read well
 
 
 def heatmap(trials: Iterable[Trial], technique: str, x: str, y: str, over: str = "best baseline") -> go.Figure:
@@ -56,9 +57,12 @@ def heatmap(trials: Iterable[Trial], technique: str, x: str, y: str, over: str =
     counts, kinds = [s.ratio.processes for s in formed], {s.ratio.provenance for s in formed}
     lost = [(t, why) for t in trials.where(label=technique) if (why := reason(t, "time"))] + unformed(found.values(), "time")
     notes = [f"Outline: break-even, 1x. Hatched: UNCLEAR. {_baselines(formed, over)}", *absences(lost, trials), *older]
-    heading = f"{workloads(shown)}: speedup of {technique} over {'the best baseline' if over == 'best baseline' else over}"
+    base = "the best baseline" if over == "best baseline" else over
+    heading, under = f"{workloads(shown)}: speedup of {technique} over {base}", subtitle(shown, plan.fixed, kinds, counts)
+    if len(heading) > HEADING:  # a stack with its knobs: it goes where lines are broken
+        heading, under = f"{workloads(shown)}: speedup over {base}", f"{technique} · {under}"
     height = max(180, min(64 * len(rows), 520))
-    figure = look.frame(heading, subtitle(shown, plan.fixed, kinds, counts), [""], notes, row_height=height)
+    figure = look.frame(heading, under, [""], notes, row_height=height)
     reach = max(0.1, *(abs(math.log2(s.ratio.value)) for s in ratio.values()))
     figure.add_trace(_colours(ratio, plan, len(columns), len(rows), reach))
     unclear = {at: s.ratio.value for at, s in ratio.items() if s.ratio.verdict == "UNCLEAR"}

@@ -254,6 +254,16 @@ def test_heatmap_centres_1x_hatches_unclear_and_outlines_break_even():
         figures.heatmap(two, "ours", "cols", "rows")
 
 
+def test_heatmap_names_a_long_technique_where_lines_are_broken():
+    knobs = {name: "tensorwise" for name in ("forward", "input_gradient", "weight_gradient")}
+    made = [t for cols in (256, 512) for t in (trial("eager", cols), trial("fp8", cols, 5e-5, knobs=knobs))]
+    name = made[1].label
+    figure = figures.heatmap(Trials(made), name, "cols", "rows")
+    heading, under = figure.layout.title.text.split("<br>", 1)
+    assert heading == "<b>softmax.forward: speedup over the best baseline</b>"
+    assert name in " ".join(under.replace("<br>", " ").split())
+
+
 H100 = Target("h100-sxm", {"bfloat16": 989e12}, BANDWIDTH, {"bfloat16": "data sheet", "bandwidth": "data sheet"})
 
 

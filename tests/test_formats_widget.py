@@ -218,18 +218,17 @@ def test_what_is_not_accepted_is_one_sentence(given: dict[str, Any], sentence: s
 @pytest.mark.parametrize("amax", [None, 3.0])
 def test_the_figure_marks_every_magnitude_and_where_the_number_lands(amax: float | None) -> None:
     figure = module.number_line(0.35, amax=amax)
-    combs = [trace for trace in figure.data if trace.name]
-    marks = [trace for trace in figure.data if not trace.name]
-    assert [trace.name for trace in combs] == ["e4m3fn", "e5m2"]
-    for index, fmt in enumerate(formats[:2]):
+    drawn = {trace.name: trace for trace in figure.data}
+    assert list(drawn["the number"].x) == [0.35, 0.35]
+    for fmt in formats[:2]:
         scale = 1.0 if amax is None else amax / fmt.max
         values = fmt.values(torch.float64)
         magnitudes = sorted({abs(v) * scale for v in values.tolist() if math.isfinite(v) and v})
-        assert list(combs[index].x) == pytest.approx(magnitudes, rel=1e-15)
+        assert list(drawn[fmt.name].x) == pytest.approx(magnitudes, rel=1e-15)
         x = exact([0.35])
         back = None if amax is None else quantise(x, fmt, scale=scale_of(exact([amax]), fmt)).dequantise(torch.float64)
         lands = fmt.round(x) if back is None else back
-        assert [trace.x[0] for trace in marks[2 * index : 2 * index + 2]] == [0.35, lands.item()]
+        assert list(drawn[f"{fmt.name}: what it becomes"].x) == [lands.item()]
 
 
 def test_the_figure_refuses_what_has_no_logarithm() -> None:

@@ -65,7 +65,6 @@ def number_line(
     value: float = 0.35, *, format: str = "e4m3fn", beside: str = "e5m2", amax: float | None = None, overflow: str = "saturate"
 ) -> go.Figure:
     """The view's logarithmic number line as a figure: the positive numbers of two formats, and where `value` lands in each."""
-    import plotly.graph_objects as go
 
     from kpt_lab import look
 
@@ -75,26 +74,25 @@ def number_line(
     names = dict.fromkeys((state["format"], state["beside"]))
     colors, style = look.colors(), look.styles(names)
     said = "not scaled" if amax is None else f"scaled for an amax of {amax:g}"
-    note = "Each mark is a number of the format (magnitudes). The circle is the number, the filled mark is what it becomes."
-    figure = look.frame(f"{value:g} in {' and '.join(names)}", said, [""], [note], names, row_height=190)
+    note = "Each mark is a number of the format (magnitudes), the dotted line the number, and the large mark what it becomes."
+    figure = look.frame(f"{value:g} in {' and '.join(names)}", said, [""], [note], row_height=190)
+    given = abs(float(state["value"]))
+    line = {"mode": "lines", "line": {"color": colors.ink, "dash": "dot", "width": 1.5}, "name": "the number"}
+    figure.add_scatter(x=[given, given], y=[0.5, 0.5 - len(names)], hovertemplate="%{x:.6g}", **line)
     for row, name in enumerate(names):
         fmt, color = _format(name), style[name].color
         scale = 1.0 if amax is None else _scale(fmt, amax)[0]
         marks = sorted({abs(v) * scale for v in _values(fmt) if math.isfinite(v) and v})
+        comb = {"symbol": "line-ns", "size": 15, "line": {"color": color, "width": 1}}
+        drawn = {"mode": "markers", "hovertemplate": "%{x:.6g}"}
+        figure.add_scatter(x=marks, y=[-row] * len(marks), name=name, marker=comb, **drawn)
         lands = abs(_lands(fmt, float(state["value"]), amax, overflow))
-        y, comb = -row, {"symbol": "line-ns", "size": 15, "line": {"color": color, "width": 1}}
-        figure.add_trace(
-            go.Scatter(x=marks, y=[y] * len(marks), mode="markers", name=name, marker=comb, hovertemplate="%{x:.6g}")
-        )
-        for x, marker in ((abs(float(state["value"])), "circle-open"), (lands, style[name].symbol)):
-            if x and math.isfinite(x):
-                point = {"symbol": marker, "size": 13, "color": color, "line": {"width": 2, "color": colors.ink}}
-                figure.add_trace(
-                    go.Scatter(x=[x], y=[y], mode="markers", marker=point, showlegend=False, hovertemplate="%{x:.6g}")
-                )
-    figure.update_xaxes(type="log", title="magnitude", exponentformat="power")
+        if lands and math.isfinite(lands):
+            point = {"symbol": style[name].symbol, "size": 11, "color": color, "line": {"width": 1.5, "color": colors.ink}}
+            figure.add_scatter(x=[lands], y=[-row], name=f"{name}: what it becomes", marker=point, **drawn)
+    figure.update_xaxes(type="log", title="magnitude", exponentformat="power", dtick=1)
     ticks = {"tickvals": [-row for row in range(len(names))], "ticktext": list(names), "range": [-len(names) + 0.4, 0.6]}
-    return figure.update_yaxes(tickmode="array", showgrid=False, **ticks)
+    return figure.update_yaxes(tickmode="array", showgrid=False, **ticks).update_layout(showlegend=False)
 
 
 @functools.lru_cache(maxsize=8)
