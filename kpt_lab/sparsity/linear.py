@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -154,6 +154,37 @@ class SparseLinear(nn.Module):
         if tokens not in self._compiled:
             self._compiled[tokens] = torch.compile(_own_linear(), mode="max-autotune-no-cudagraphs", dynamic=False)
         return self._compiled[tokens]
+
+    # -- the weight -----------------------------------------------------------------------------------------------------------
+
+    def dense_weight(self) -> Tensor:
+        """The dense pruned weight (out_features, in_features), in 16 bits; in 8 bits its codes, without the scale."""
+        if self.weight is not None:
+            return self.weight
+        assert self.packed is not None
+        ones = torch.eye(self.in_features, device=self.packed.device).to(self.packed.dtype)
+        out = self.dtype if self.packed.dtype == FP8 else None
+        y = cusparselt.product(self.packed, cusparselt.padded(ones), self._nearest(self.in_features), out_dtype=out)
+        return y[: self.in_features].t().to(self.packed.dtype).contiguous()  # products with one are exact
+
+    def drop_dense(self) -> None:
+        """Hold the 2:4 weight alone from now on, so that every call runs sparse; ValueError where there is none."""
+        if self.packed is None:
+            raise ValueError(f"this layer has only its dense weight: {self.dense_only}")
+        self.weight, self.keep_dense = None, False
+        self.choices = {size: replace(choice, form="sparse") for size, choice in self.choices.items()}
+
+    def to_linear(self) -> nn.Linear:
+        """An nn.Linear over the same numbers; those of 8 bits as 16-bit ones."""
+        weight = self.dense_weight()
+        if self.scale is not None:
+            weight = (weight.float() * self.scale[0]).to(self.dtype)
+        with torch.device("meta"):
+            linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        linear.bias = None if self.bias is None else nn.Parameter(self.bias, requires_grad=False)  # type: ignore[assignment]
+        linear.training = self.training
+        return linear
 
     # -- choosing ------------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ class SparsityPattern:
     """How many weights stay, `n`, of each `m` consecutive ones along a weight's input features.
 
     `SparsityPattern.SPARSE_24` is the one that tensor cores speed up; others are there to explore, as `SparsityPattern(6, 8)`.
-    `SparsityPattern.AUTO` is reserved: it will choose per layer by measured time and error, and until then raises.
+    `SparsityPattern.AUTO` is for `prune`, which then chooses the criterion per layer by error, and for `StructuredSparse.convert`,
+    which also asks the clock; a mask alone needs an n:m.
 
     >>> str(SparsityPattern.SPARSE_24), SparsityPattern(6, 8).kept
     ('2:4', 0.75)
@@ -50,7 +51,7 @@ class SparsityPattern:
 
 
 def _auto() -> SparsityPattern:
-    """The reserved pattern, 0:0, which the constructor refuses."""
+    """The pattern that stands for a choice, 0:0, which the constructor refuses."""
     pattern = object.__new__(SparsityPattern)
     object.__setattr__(pattern, "n", 0)
     object.__setattr__(pattern, "m", 0)
@@ -64,7 +65,7 @@ SparsityPattern.AUTO = _auto()
 def as_pattern(pattern: SparsityPattern | str) -> SparsityPattern:
     """The pattern itself, or the one that a string such as "2:4" names.
 
-    Raises NotImplementedError for AUTO, ValueError for what is no pattern.
+    Raises ValueError for AUTO, which is no pattern of its own, and for what is none at all.
     """
     if isinstance(pattern, str):
         n, colon, m = pattern.partition(":")
@@ -74,9 +75,9 @@ def as_pattern(pattern: SparsityPattern | str) -> SparsityPattern:
     if not isinstance(pattern, SparsityPattern):
         raise ValueError(f'pattern is {pattern!r}; a SparsityPattern or a string such as "2:4" is accepted')
     if pattern == SparsityPattern.AUTO:
-        raise NotImplementedError(
-            "SparsityPattern.AUTO chooses per layer by measured time and error and needs a sparse linear layer to time, which is "
-            "not built yet; pass SparsityPattern.SPARSE_24 or another n:m"
+        raise ValueError(
+            "pattern is SparsityPattern.AUTO, which is a choice and no n:m; pass it to prune or StructuredSparse.convert, or "
+            "SparsityPattern.SPARSE_24 here"
         )
     return pattern
 

@@ -15,6 +15,7 @@ from kpt_lab.sparsity.reconstruct import DAMPING, check_gram, check_solvable, la
 
 CRITERIA = ("magnitude", "wanda", "sparsegpt", "least_squares", "sparsegpt+least_squares")
 SOLVED = CRITERIA[2:]  # they change the weights that stay
+AUTO = CRITERIA[3:]  # what SparsityPattern.AUTO chooses from, layer by layer: which is better differs by model
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def prune(
     model: nn.Module,
     pattern: SparsityPattern | str = SparsityPattern.SPARSE_24,
     *,
-    criterion: str = "magnitude",
+    criterion: str | None = None,
     calibration: Calibration | None = None,
     inplace: bool = False,
     damping: float = DAMPING,
@@ -79,29 +80,43 @@ def prune(
 ) -> Pruning:
     """Prune every nn.Linear of `model` that the pattern fits; the others and embeddings are reported with the reason.
 
-    criterion: "magnitude"; "wanda" (|w| times the input's norm); "sparsegpt" (mask and weights column by column);
+    criterion: "magnitude" (the default); "wanda" (|w| times the input's norm); "sparsegpt" (mask and weights column by column);
     "least_squares" (Wanda's mask, then the exact optimum for it, so its error is never above Wanda's);
     "sparsegpt+least_squares" (SparseGPT's mask, then the exact optimum). All but magnitude need `calibration`, taken once from
     the model before pruning; with it, every criterion's errors are reported. `inplace=False` prunes a deep copy and leaves
     `model` alone. `damping` is the share of the Gram matrix's mean diagonal that the last three add to it. `skip` names layers
     to leave. A weight shared by several modules is left; biases never change.
 
-    Raises ValueError for an unknown criterion or name in `skip`, missing calibration or weights that are not finite, and
-    NotImplementedError for SparsityPattern.AUTO, all before anything is written.
+    pattern SparsityPattern.AUTO: 2:4, and per layer whichever of the last two criteria gives the lower output error, so it takes
+    no criterion and needs `calibration`. By error alone: `StructuredSparse.convert` asks for the time as well.
+
+    Raises ValueError for an unknown criterion or name in `skip`, missing calibration or weights that are not finite, all before
+    anything is written.
     """
-    pattern = as_pattern(pattern)
-    _check(model, criterion, calibration, damping, skip)
-    found = _plan(model, pattern, criterion, calibration, damping, skip)
+    tried = _criteria(pattern, criterion)
+    pattern = SparsityPattern.SPARSE_24 if pattern == SparsityPattern.AUTO else as_pattern(pattern)
+    for each in tried:
+        _check(model, each, calibration, damping, skip)
+    found = _plan(model, pattern, tried[-1], calibration, damping, skip)
     if not inplace:
         model = copy.deepcopy(model)
     weights = {name: weight for name, _, weight in _matrices(model)}
     layers = [
         LayerReport(name, shape, skipped=reason)
         if reason
-        else _prune_layer(name, weights[name], pattern, criterion, calibration, damping)
+        else _prune_layer(name, weights[name], pattern, tried, calibration, damping)
         for name, shape, reason in found
     ]
     return Pruning(model, pattern, tuple(layers))
+
+
+def _criteria(pattern: SparsityPattern | str, criterion: str | None) -> tuple[str, ...]:
+    """The criteria to try on each layer."""
+    if pattern != SparsityPattern.AUTO:
+        return (criterion if criterion is not None else "magnitude",)
+    if criterion is not None:
+        raise ValueError(f"criterion is {criterion!r}; SparsityPattern.AUTO chooses it itself: leave it out")
+    return AUTO
 
 
 def _plan(
@@ -159,20 +174,31 @@ def prune_weight(
 
 
 def _prune_layer(
-    name: str, weight: torch.Tensor, pattern: SparsityPattern, criterion: str, calibration: Calibration | None, damping: float
+    name: str,
+    weight: torch.Tensor,
+    pattern: SparsityPattern,
+    criteria: tuple[str, ...],
+    calibration: Calibration | None,
+    damping: float,
 ) -> LayerReport:
-    """Prune one weight in place and report."""
+    """Prune one weight in place by the criterion with the lowest error, the first of equal ones, and report."""
     gram = None
     if calibration is not None and name in calibration.grams:
         gram = calibration.gram(name).to(weight.device)
-    pruned, mask = prune_weight(weight, pattern, criterion=criterion, gram=gram, damping=damping)
-    before = after = None
-    if gram is not None:
-        before = layer_error(weight, torch.where(mask, weight.detach(), 0), gram)
-        after = layer_error(weight, pruned, gram)
+    best: tuple[LayerReport, torch.Tensor] | None = None
+    for criterion in criteria:
+        pruned, mask = prune_weight(weight, pattern, criterion=criterion, gram=gram, damping=damping)
+        before = after = None
+        if gram is not None:
+            before = layer_error(weight, torch.where(mask, weight.detach(), 0), gram)
+            after = layer_error(weight, pruned, gram)
+        report = LayerReport(name, tuple(weight.shape), criterion, float(mask.double().mean()), before, after)
+        if best is None or (after is not None and after < (best[0].error_after or 0.0)):
+            best = report, pruned
+    assert best is not None
     with torch.no_grad():
-        weight.copy_(pruned)
-    return LayerReport(name, tuple(weight.shape), criterion, float(mask.double().mean()), before, after)
+        weight.copy_(best[1])
+    return best[0]
 
 
 def _check(model: nn.Module, criterion: str, calibration: Calibration | None, damping: float, skip: Collection[str]) -> None:

@@ -141,8 +141,8 @@ def test_patterns_by_name():
     assert len({SparsityPattern.SPARSE_24, SparsityPattern(2, 4), SparsityPattern.AUTO}) == 2
 
 
-def test_auto_says_what_it_needs():
-    with pytest.raises(NotImplementedError, match=r"measured time and error.*pass SparsityPattern.SPARSE_24"):
+def test_a_mask_needs_a_pattern_of_its_own():
+    with pytest.raises(ValueError, match=r"AUTO, which is a choice and no n:m; pass it to prune"):
         magnitude_mask(torch.ones(1, 4), SparsityPattern.AUTO)
 
 
