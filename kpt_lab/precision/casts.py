@@ -43,6 +43,19 @@ class Cast(NamedTuple):
 
 
 @jit
+def _scale(amax, MAX: tl.constexpr, EPSILON: tl.constexpr):
+    """`scaling.scale_of` of a largest magnitude; NaN where that is not finite (NaN is not below EPSILON, and stays)."""
+    amax = amax.to(tl.float64)
+    scale = (tl.where(amax < EPSILON, EPSILON, amax) / MAX).to(tl.float32)
+    return tl.where(amax == float("inf"), float("nan"), scale)
+
+
+@jit
+def _inverse(scale):
+    return (1.0 / scale.to(tl.float64)).to(tl.float32)
+
+
+@jit
 def _coded(value, TYPE: tl.constexpr, MANTISSA: tl.constexpr, LOWEST: tl.constexpr):
     """The format's nearest number, ties to even, for Triton's interpreter: its own cast forgets carries and some subnormals."""
     exponent = ((value.to(tl.int32, bitcast=True) >> 23) & 0xFF) - 127
@@ -70,18 +83,14 @@ def _cast_kernel(
     value = tl.load(x + i[:, None] * stride + j[None, :], mask=inside, other=0.0).to(tl.float32)
     if WANT_ROWS:
         if ROW_SCALES:
-            amax = tl.load(rows_amax + i, mask=i < n_rows, other=0.0).to(tl.float64)
-            scale = (tl.where(amax < EPSILON, EPSILON, amax) / MAX).to(tl.float32)  # NaN is not below, and stays
-            scale = tl.where(amax == float("inf"), float("nan"), scale)
+            scale = _scale(tl.load(rows_amax + i, mask=i < n_rows, other=0.0), MAX, EPSILON)
             tl.store(rows_scale + i, scale, mask=(i < n_rows) & (program % blocks == 0))
-            scaled = value * (1.0 / scale.to(tl.float64)).to(tl.float32)[:, None]
+            scaled = value * _inverse(scale)[:, None]
         else:
-            amax = tl.load(rows_amax).to(tl.float64)
-            scale = (tl.where(amax < EPSILON, EPSILON, amax) / MAX).to(tl.float32)
-            scale = tl.where(amax == float("inf"), float("nan"), scale)
+            scale = _scale(tl.load(rows_amax), MAX, EPSILON)
             if program == 0:
                 tl.store(rows_scale, scale)
-            scaled = value * (1.0 / scale.to(tl.float64)).to(tl.float32)
+            scaled = value * _inverse(scale)
         # where, not clamp: min and max that propagate NaN miscompile beside a transposed store of 1 byte (triton-lang/triton#11111)
         held = tl.where(scaled > MAX, MAX, tl.where(scaled < -MAX, -MAX, scaled))
         tl.store(
@@ -94,18 +103,14 @@ def _cast_kernel(
             tl.store(counts + 2 * program + 1, tl.sum(tl.sum(flushed.to(tl.int32), 1), 0))
     if WANT_COLUMNS:
         if COLUMN_SCALES:
-            amax = tl.load(columns_amax + j, mask=j < n_cols, other=0.0).to(tl.float64)
-            scale = (tl.where(amax < EPSILON, EPSILON, amax) / MAX).to(tl.float32)
-            scale = tl.where(amax == float("inf"), float("nan"), scale)
+            scale = _scale(tl.load(columns_amax + j, mask=j < n_cols, other=0.0), MAX, EPSILON)
             tl.store(columns_scale + j, scale, mask=(j < n_cols) & (program < blocks))
-            scaled = value * (1.0 / scale.to(tl.float64)).to(tl.float32)[None, :]
+            scaled = value * _inverse(scale)[None, :]
         else:
-            amax = tl.load(columns_amax).to(tl.float64)
-            scale = (tl.where(amax < EPSILON, EPSILON, amax) / MAX).to(tl.float32)
-            scale = tl.where(amax == float("inf"), float("nan"), scale)
+            scale = _scale(tl.load(columns_amax), MAX, EPSILON)
             if program == 0:
                 tl.store(columns_scale, scale)
-            scaled = value * (1.0 / scale.to(tl.float64)).to(tl.float32)
+            scaled = value * _inverse(scale)
         held = tl.where(scaled > MAX, MAX, tl.where(scaled < -MAX, -MAX, scaled))
         turned = tl.trans(
             _coded(held, columns.dtype.element_ty, MANTISSA, LOWEST) if CODED else held.to(columns.dtype.element_ty)
