@@ -255,7 +255,7 @@ def test_heatmap_centres_1x_hatches_unclear_and_outlines_break_even():
 
 
 def test_heatmap_names_a_long_technique_where_lines_are_broken():
-    knobs = {name: "tensorwise" for name in ("forward", "input_gradient", "weight_gradient")}
+    knobs = dict.fromkeys(("forward", "input_gradient", "weight_gradient"), "tensorwise")
     made = [t for cols in (256, 512) for t in (trial("eager", cols), trial("fp8", cols, 5e-5, knobs=knobs))]
     name = made[1].label
     figure = figures.heatmap(Trials(made), name, "cols", "rows")

@@ -158,6 +158,13 @@ def test_the_front_end_scales_as_quantise_does(tmp_path: Any) -> None:
         assert (what == "flushed to zero") is bool(counts["flushed"])
 
 
+@pytest.mark.skipif(NODE is None, reason="needs node")
+def test_the_copied_call_makes_the_same_view(tmp_path: Any) -> None:
+    state = widgets.formats("inf", format="e5m2", amax=3.0, overflow="nan").state
+    call = run_node(tmp_path, '(state) => pythonCall("formats", state)', state)
+    assert eval(call, {"formats": widgets.formats}).state == state
+
+
 # ---- the view
 
 

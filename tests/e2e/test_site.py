@@ -17,7 +17,7 @@ from .views import View
 SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
 PHONE = 390
 SERIOUS = ("serious", "critical")
-VIEWS = ("explorer", "breakeven", "roofline")
+VIEWS = ("explorer", "breakeven", "roofline", "formats")
 READY = "() => [...document.querySelectorAll('.kpt-view')].every(view => view.querySelector('.kpt-root > *'))"
 # what a view puts on the clipboard, kept where the test can read it
 COPIED = "navigator.clipboard.writeText = text => { window.kptCopied = text; return Promise.resolve(); }"
@@ -148,6 +148,7 @@ KINDS = (
     "index.html",
     "notebooks/phase1/02_memory_bound_ops.html",
     "notebooks/phase1/03_can_you_guess_the_speedup.html",
+    "notebooks/phase2/01_fp8_formats.html",
     "results.html",
     "claims.html",
     "howto/add-a-technique.html",
