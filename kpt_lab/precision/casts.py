@@ -122,8 +122,14 @@ def _cast_kernel(
             flushed = (value != 0.0) & (tl.abs(scaled) <= SMALLEST)
             tl.store(counts + 2 * program + 1, tl.sum(tl.sum(flushed.to(tl.int32), 1), 0))
     if COUNT:
-        broken = inside & ((value != value) | (tl.abs(value) == float("inf")))
-        tl.store(counts + 2 * program, tl.sum(tl.sum(broken.to(tl.int32), 1), 0))
+        # only a scale that is not a number says that something here is not finite; looking costs as much as casting
+        vector: tl.constexpr = COLUMN_SCALES if WANT_COLUMNS else ROW_SCALES  # of the scale that came last
+        spoiled = tl.sum((scale != scale).to(tl.int32), 0) if vector else (scale != scale).to(tl.int32)
+        if spoiled > 0:
+            broken = inside & ((value != value) | (tl.abs(value) == float("inf")))
+            tl.store(counts + 2 * program, tl.sum(tl.sum(broken.to(tl.int32), 1), 0))
+        else:
+            tl.store(counts + 2 * program, 0)
 
 
 def largest(x: Tensor, dim: int | None = None) -> Tensor:

@@ -97,13 +97,13 @@ def product(
 ) -> Tensor:
     """x (tokens, in) times the compressed weight's transpose: (tokens, out), contiguous; tokens a multiple of TOKENS.
 
-    bias: (out,). scale: (out,) float32, what each output feature is multiplied by. out_dtype: for 8-bit inputs. Raises
+    bias: (out,). scale: one number, float32, on the device: what the output is multiplied by. out_dtype: for 8-bit inputs. Raises
     RuntimeError as cuSPARSELt does where the plan does not fit.
     """
     can = fused(x.device.index or 0, x.dtype, out_dtype)
     options: dict[str, Any] = {} if out_dtype is None else {"out_dtype": out_dtype}
     if scale is not None and "scale" in can:
-        options["alpha"] = scale
+        options["alpha"] = scale.reshape(1)
     together = bias is not None and "bias" in can and (scale is None or "scale" in can)
     if together:
         options["bias"] = bias
@@ -111,7 +111,7 @@ def product(
         options |= {"split_k": plan.split_k, "split_k_mode": plan.split_k_mode}
     y = torch._cslt_sparse_mm(packed, x.t(), transpose_result=True, alg_id=plan.algorithm, **options)
     if scale is not None and "scale" not in can:
-        y = (y * scale).to(y.dtype)
+        y = y.mul_(scale)
     return y + bias if bias is not None and not together else y
 
 
@@ -127,7 +127,7 @@ def fused(device: int, dtype: torch.dtype, out_dtype: torch.dtype | None) -> fro
     factors = torch.linspace(0.5, 2.0, 64, device=where)
     plain = x.double() @ weight.double().t()
     tried: dict[str, tuple[dict[str, Tensor], Tensor]] = {
-        "scale": ({"alpha": factors}, plain * factors),
+        "scale": ({"alpha": factors[:1]}, plain * factors[0]),
         "bias": ({"bias": (8 * factors).to(out_dtype or dtype)}, plain + (8 * factors).to(out_dtype or dtype).double()),
     }
     found = set()

@@ -78,7 +78,7 @@ class SparseLinear(nn.Module):
         scale = None
         if compute == FP8:
             rounded = quantise(weight, e4m3fn)
-            weight, scale = rounded.data, rounded.scale.float().expand(self.out_features).contiguous()
+            weight, scale = rounded.data, rounded.scale.float()
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.register_buffer("packed", None if self.dense_only else cusparselt.compress(weight))
@@ -141,14 +141,14 @@ class SparseLinear(nn.Module):
         assert self.weight is not None
         assert self.scale is not None
         y = torch._scaled_mm(
-            codes, self.weight.t(), scale_a=x_scale, scale_b=self.scale[0], out_dtype=self.dtype, use_fast_accum=True
+            codes, self.weight.t(), scale_a=x_scale, scale_b=self.scale, out_dtype=self.dtype, use_fast_accum=True
         )
         return y if self.bias is None else y + self.bias
 
     def _definition(self, codes: Tensor, x_scale: Tensor) -> Tensor:
         assert self.weight is not None
         assert self.scale is not None
-        return fp8_product(codes, x_scale, self.weight, self.scale[0], self.bias, self.dtype)
+        return fp8_product(codes, x_scale, self.weight, self.scale, self.bias, self.dtype)
 
     def _autotuned(self, tokens: int) -> Callable[..., Tensor]:
         if tokens not in self._compiled:
@@ -178,7 +178,7 @@ class SparseLinear(nn.Module):
         """An nn.Linear over the same numbers; those of 8 bits as 16-bit ones."""
         weight = self.dense_weight()
         if self.scale is not None:
-            weight = (weight.float() * self.scale[0]).to(self.dtype)
+            weight = (weight.float() * self.scale).to(self.dtype)
         with torch.device("meta"):
             linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         linear.weight = nn.Parameter(weight, requires_grad=False)

@@ -248,7 +248,7 @@ def test_techniques_agree_with_their_definitions(gpu, monkeypatch, workload, tec
     if technique.report:
         report = technique.report(fast)
         assert report["bytes.held"].value == report["bytes.dense"].value + report["bytes.2:4"].value + (
-            4 * 96 if technique is layer.sparse_24_fp8 else 0
+            4 if technique is layer.sparse_24_fp8 else 0
         )
         assert report["runs_sparse"].value == 1.0
 
@@ -336,3 +336,20 @@ def test_measured_on_a_gpu(workload, technique):
         layer.dense.label: ("ok", ""),
         technique.label: ("ok", ""),
     }
+
+
+@pytest.mark.parametrize("tokens", [pytest.param(64, marks=HOPPER)])
+def test_a_captured_product_reads_the_scale_that_stands_there_at_replay(tokens):
+    sparse = SparseLinear(pruned(256, 512, device="cuda"), arithmetic="float8_e4m3fn")
+    codes = torch.randn(tokens, 512, device="cuda").to(cusparselt.FP8)
+    scale = torch.tensor(1.0, device="cuda")
+    for _ in range(2):
+        sparse._sparse(codes, scale, cusparselt.Plan())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = sparse._sparse(codes, scale, cusparselt.Plan())
+    graph.replay()
+    once = y.clone()
+    scale.fill_(4.0)
+    graph.replay()
+    assert torch.equal(y, 4 * once)
