@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kpt_lab.claims.query import root_of
-from kpt_lab.site import audit, docstrings, ledger, mime, pages, plots, views
+from kpt_lab.site import audit, docstrings, ledger, mime, pages, plots, sheets, views
 
 LATE = {"loading_method": "defer"}
 
@@ -98,7 +98,7 @@ def _directives() -> dict[str, Any]:
                 raise self.error(f"kpt-view: {error}") from error
 
     class LedgerDirective(SphinxDirective):
-        """A ledger made from the committed Trials: "claims", or a part of the results ledger."""
+        """A table made from committed Trials or code: "claims", a part of the results ledger, or of the hardware page."""
 
         required_arguments = 1
 
@@ -135,7 +135,9 @@ def view_content(view: str, options: dict[str, str]) -> dict[str, Any]:
 
 
 def ledger_text(name: str, root: Path) -> str:
-    """The Markdown of the claims ledger, or of a part of the results ledger, of the repository at `root`."""
+    """The Markdown of the claims ledger, of a part of the results ledger of the repository at `root`, or of the hardware page."""
+    if name in sheets.PARTS:
+        return sheets.sheets(name)
     if name == "claims":
         from kpt_lab import claims
 
