@@ -6,7 +6,7 @@
     PYTHONPATH=. python benchmarks/sparsity_on_gpu.py --summary FILE          # the tables of a record, on any machine
 
 --explore prints, per shape and token count, the time inside CUDA graphs with a flushed cache of dense bf16 and fp8, of 2:4 with
-cuSPARSELt's first algorithm, with the one its own search names and with the fastest of all, and with other layouts. It writes
+cuSPARSELt's first algorithm and with the fastest of all, and with another layout. It writes
 all of it to $OUT/sparsity_explore.json (or the working directory). Found algorithms are kept in build/sparsity_cache, for --record.
 A shape that fails is printed and the rest goes on; --seconds ends a run early with what it has.
 """
@@ -62,8 +62,8 @@ def made(shape: tuple[int, int], arithmetic: str) -> SparseLinear:
 
 def explored(layer: SparseLinear, dense_weight: torch.Tensor, tokens: int) -> Row:
     """The times in microseconds of one layer at one token count, and the plans; whatever fails is named under "errors"."""
-    rows, x_scale = layer._example(tokens)
-    eight = x_scale is not None
+    rows = layer._example(tokens)
+    outcomes: dict[Plan, str] = {}
     row: Row = {
         "tokens": tokens,
         "in": layer.in_features,
@@ -72,40 +72,31 @@ def explored(layer: SparseLinear, dense_weight: torch.Tensor, tokens: int) -> Ro
         "errors": {},
     }
     plans = attempt(row, "search", lambda: search.best_plan(
-        lambda plan: layer._sparse(rows, x_scale, plan), layer._wanted(rows, x_scale), tokens
+        lambda plan: layer._sparse(rows, plan), layer._dense(rows), tokens, outcomes
     )) or {}  # fmt: skip
     if plans:  # --record then races the forms alone
         name = search.key(
             torch.cuda.get_device_name(), getattr(torch, layer.arithmetic), tokens, layer.out_features, layer.in_features
         )
         search.remember(name, {"plan": asdict(next(iter(plans))), "seconds": {}})
+    row["wrong"] = [plan.algorithm for plan, outcome in outcomes.items() if outcome == "wrong"]
     row["plans"] = {str(plan): 1e6 * took for plan, took in plans.items()}
-    best, suggested = next(iter(plans), Plan()), layer._suggested(rows, x_scale)
-    row |= {"best": str(best), "suggested": suggested}
+    best = next(iter(plans), Plan())
+    row["best"] = str(best)
+    wide = torch.randn(tokens, layer.in_features, device=DEVICE).to(layer.dtype)
     steps: dict[str, Callable[[], Any]] = {
-        "2:4 best": lambda: layer._sparse(rows, x_scale, best),
-        "2:4 first": lambda: layer._sparse(rows, x_scale, Plan()),
+        "2:4 best": lambda: layer._sparse(rows, best),
+        "2:4 first": lambda: layer._sparse(rows, Plan()),
         "dense bf16": lambda: F.linear(wide, dense_weight),
         # (out, tokens) in memory: what a caller that wants it transposed would get
         "2:4 best, transposed output": lambda: torch._cslt_sparse_mm(
-            layer.packed, rows.t(), alg_id=best.algorithm, **({"out_dtype": layer.dtype} if eight else {})
+            layer.packed, rows.t(), alg_id=best.algorithm, **({"out_dtype": layer.dtype} if layer.eight_bits else {})
         ),
     }
-    if suggested is not None:
-        steps["2:4 suggested"] = lambda: layer._sparse(rows, x_scale, Plan(suggested))
-    wide = rows.to(layer.dtype)
-    if x_scale is not None:
-        scale = x_scale
-        steps["dense fp8"] = lambda: layer._scaled(rows, scale)
-        steps["cast"] = lambda: cast(wide, "tensorwise", "", "e4m3fn")
-        steps["2:4 best, no scale"] = lambda: torch._cslt_sparse_mm(
-            layer.packed, rows.t(), alg_id=best.algorithm, transpose_result=True, out_dtype=layer.dtype
-        )
-    else:
-        crossed = rows.t().contiguous()
-        steps["2:4 best, x given as (in, tokens)"] = lambda: torch._cslt_sparse_mm(
-            layer.packed, crossed, alg_id=best.algorithm, transpose_result=True
-        )
+    if layer.eight_bits:
+        steps["dense fp8"] = lambda: layer._dense(rows)
+        steps["static cast"] = lambda: layer.cast(wide)
+        steps["dynamic cast"] = lambda: cast(wide, "tensorwise", "", "e4m3fn")
     times = attempt(row, "race", lambda: search.race(steps, first=7, second=8)) or {}
     row["us"] = {name: 1e6 * took for name, took in times.items()}
     row["errors"] |= {name: "refused" for name in steps if name not in times and times}
@@ -124,7 +115,7 @@ def explore(seconds: float) -> None:
     """Every shape, token count and arithmetic, as far as the time reaches."""
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, cuSPARSELt {cusparselt.version()}")
     for dtype, out in ((torch.bfloat16, None), (cusparselt.FP8, torch.bfloat16)):
-        print(f"  {dtype}: cuSPARSELt applies {sorted(cusparselt.fused(0, dtype, out)) or 'no scale and no bias'}")
+        print(f"  {dtype}: cuSPARSELt adds a bias itself: {cusparselt.adds_bias(0, dtype, out)}")
     found: list[Row] = []
     for tokens in TOKENS:
         for shape in SHAPES:
@@ -157,7 +148,8 @@ def line(row: Row) -> str:
     spread = f"{len(plans)} plans, best {plans[0][0]}, worst {plans[-1][1] / plans[0][1]:.1f}x slower" if plans else "no plan"
     errors = f"  ERRORS {row['errors']}" if row["errors"] else ""
     head = f"[{elapsed():4.0f}] {row['tokens']:6d} x {row['in']} -> {row['out']} {row['arithmetic']}"
-    return f"{head}: {times}; suggested {row.get('suggested')}; {spread}{errors}"
+    wrong = f"; wrong numbers from {row['wrong']}" if row.get("wrong") else ""
+    return f"{head}: {times}; {spread}{wrong}{errors}"
 
 
 # ---- record
@@ -173,7 +165,9 @@ def jobs(part: str) -> Iterator[Job]:
 
 def recorded_cells(recording: Recording) -> Iterator[Job]:
     grid = recording.grid
-    left = (layer.first_bf16,) if recording.processes > 1 else ()  # the headline needs what it compares and no more
+    left = (
+        (layer.first_bf16, layer.dynamic_fp8_graph) if recording.processes > 1 else ()
+    )  # the headline needs what it compares and no more
     techniques = tuple(t for t in recording.techniques if t not in left)
     for tokens in grid["tokens"]:
         params = {"tokens": tokens, "in_features": grid["in_features"][0], "out_features": grid["out_features"][0]}
@@ -227,10 +221,10 @@ def geomean(values: list[float]) -> float:
 def summary(file: Path) -> None:
     """Tables over the best dense bf16, geometric means from 4096 tokens on, and the worst cell of each dispatch."""
     dense = (layer.dense.label, layer.dense_autotuned.label)
-    dense_fp8 = layer.dense_fp8_graph.label
+    dense_fp8 = (layer.dense_fp8_graph.label, layer.dynamic_fp8_graph.label)
     shown = {
         "2:4 bf16 first": layer.first_bf16, "2:4 bf16": layer.searched_bf16, "dispatch bf16": layer.dispatch_bf16,
-        "dense fp8": layer.dense_fp8_graph, "2:4 fp8": layer.searched_fp8, "dispatch fp8": layer.dispatch_fp8,
+        "dense fp8": layer.dense_fp8_graph, "dense fp8 dynamic": layer.dynamic_fp8_graph, "2:4 fp8": layer.searched_fp8, "dispatch fp8": layer.dispatch_fp8,
     }  # fmt: skip
     large: dict[tuple[str, str], list[float]] = {}
     worst: dict[str, tuple[float, str]] = {}
@@ -247,7 +241,7 @@ def summary(file: Path) -> None:
             if size["tokens"] >= 4096:
                 large.setdefault((cell.workload, name), []).append(value)
         for name, technique, bases in (
-            ("dispatch bf16", layer.dispatch_bf16, dense), ("dispatch fp8", layer.dispatch_fp8, (dense_fp8,)),
+            ("dispatch bf16", layer.dispatch_bf16, dense), ("dispatch fp8", layer.dispatch_fp8, dense_fp8),
         ):  # fmt: skip
             value = ratio(by_label, technique.label, best_of(by_label, bases))
             if value < worst.get(f"{name}, {cell.workload}", (math.inf, ""))[0]:

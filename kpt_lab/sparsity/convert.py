@@ -22,7 +22,7 @@ from torch import nn
 from kpt_lab.core import Unsupported
 from kpt_lab.sparsity import machine, stored
 from kpt_lab.sparsity.calibration import Calibration
-from kpt_lab.sparsity.linear import Arithmetic, SparseLinear
+from kpt_lab.sparsity.linear import Arithmetic, SparseLinear, balanced_scale
 from kpt_lab.sparsity.machine import Machine
 from kpt_lab.sparsity.patterns import SparsityPattern, as_pattern, magnitude_mask
 from kpt_lab.sparsity.prune import AUTO, LayerReport, prune
@@ -116,7 +116,8 @@ class StructuredSparse:
             raise ValueError(f"model has no layer that {found.pattern} fits: {reasons}")
         back = _within(work, found.pruned, originals, quality, before, loss_budget)
         reports = [replace(r, skipped=slow.get(r.name, "") or back.get(r.name, "") or r.skipped) for r in found.layers]
-        made, layers = _placed(work, reports, where, sizes, arithmetic, keep_dense)
+        sizing = _Sizing(sizes, arithmetic, keep_dense, known)
+        made, layers = _placed(work, reports, where, sizing)
         loss = None
         if quality is not None and before is not None:
             loss = before, _asked(quality, made)
@@ -146,7 +147,7 @@ class StructuredSparse:
         where = machine.find(hardware_target, model)
         sizes = [tokens] if isinstance(tokens, int) else list(tokens)
         work, reports = stored.load(path, model)
-        made, layers = _placed(work, reports, where, sizes, arithmetic, keep_dense)
+        made, layers = _placed(work, reports, where, _Sizing(sizes, arithmetic, keep_dense))
         return cls(
             made, SparsityPattern.SPARSE_24, where, layers, note=_note(None, SparsityPattern.SPARSE_24, where, loaded=True)
         )
@@ -269,6 +270,25 @@ def _within(
     return {name: f"put back for the loss budget: alone it changes the loss by {alone[name]:+.2%}" for name in order[:high]}
 
 
+@dataclass(frozen=True)
+class _Sizing:
+    """What a sparse layer is made and timed with."""
+
+    tokens: list[int]
+    arithmetic: Arithmetic | None
+    keep_dense: bool
+    calibration: Calibration | None = None
+
+    def layer(self, name: str, linear: Any) -> SparseLinear:
+        """The tuned layer, with its dense weight; its 8-bit inputs are scaled by their size in calibration, where there is one."""
+        scale = None
+        if self.arithmetic == "float8_e4m3fn" and self.calibration is not None and name in self.calibration.grams:
+            diagonal = self.calibration.gram(name).diagonal()
+            rms = math.sqrt(float(diagonal.sum()) / (len(diagonal) * max(self.calibration.tokens[name], 1)))
+            scale = balanced_scale(linear.weight.detach(), rms)
+        return SparseLinear.from_linear(linear, arithmetic=self.arithmetic, input_scale=scale).tune(self.tokens)
+
+
 # ---- sparse or dense ----------------------------------------------------------------------------------------------------------
 
 
@@ -294,9 +314,7 @@ def _placed(
     model: nn.Module,
     reports: Sequence[LayerReport],
     where: Machine,
-    sizes: list[int],
-    arithmetic: Arithmetic | None,
-    keep_dense: bool,
+    sizing: _Sizing,
 ) -> tuple[nn.Module, tuple[Layer, ...]]:
     """The model with SparseLinear where it wins, and each layer's fate."""
     layers = []
@@ -309,14 +327,14 @@ def _placed(
             continue
         linear = model.get_submodule(report.name)
         try:
-            sparse = SparseLinear.from_linear(linear, arithmetic=arithmetic, keep_dense=True).tune(sizes)  # type: ignore[arg-type]
+            sparse = sizing.layer(report.name, linear)
         except Unsupported as error:
             layers.append(Layer(report, "dense", str(error)))
             continue
         if not _wins(sparse):
             layers.append(Layer(report, "dense", f"dense is faster: {_times(sparse)}"))
             continue
-        if not keep_dense:
+        if not sizing.keep_dense:
             sparse.drop_dense()
         model = _replaced(model, report.name, sparse)
         layers.append(Layer(report, "sparse", _times(sparse)))

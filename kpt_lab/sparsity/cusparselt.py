@@ -92,54 +92,41 @@ def product(
     plan: Plan,
     *,
     bias: Tensor | None = None,
-    scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """x (tokens, in) times the compressed weight's transpose: (tokens, out), contiguous; tokens a multiple of TOKENS.
 
-    bias: (out,). scale: one number, float32, on the device: what the output is multiplied by. out_dtype: for 8-bit inputs. Raises
-    RuntimeError as cuSPARSELt does where the plan does not fit.
+    bias: (out,). out_dtype: for 8-bit inputs. The result is not scaled: torch reads cuSPARSELt's factor for it on the host, which
+    waits for the device and can't be captured, so scales must cancel. Raises RuntimeError as cuSPARSELt does where the plan does
+    not fit.
     """
-    can = fused(x.device.index or 0, x.dtype, out_dtype)
     options: dict[str, Any] = {} if out_dtype is None else {"out_dtype": out_dtype}
-    if scale is not None and "scale" in can:
-        options["alpha"] = scale.reshape(1)
-    together = bias is not None and "bias" in can and (scale is None or "scale" in can)
+    together = bias is not None and adds_bias(x.device.index or 0, x.dtype, out_dtype)
     if together:
         options["bias"] = bias
     if plan.split_k != 1:  # only then: an older torch does not have these arguments
         options |= {"split_k": plan.split_k, "split_k_mode": plan.split_k_mode}
     y = torch._cslt_sparse_mm(packed, x.t(), transpose_result=True, alg_id=plan.algorithm, **options)
-    if scale is not None and "scale" not in can:
-        y = y.mul_(scale)
     return y + bias if bias is not None and not together else y
 
 
 @functools.cache
-def fused(device: int, dtype: torch.dtype, out_dtype: torch.dtype | None) -> frozenset[str]:
-    """Which of "scale" and "bias" this cuSPARSELt applies itself in this dtype, found out by trying on small numbers.
+def adds_bias(device: int, dtype: torch.dtype, out_dtype: torch.dtype | None) -> bool:
+    """Whether this cuSPARSELt adds a bias itself in this dtype, and rightly, found out by trying on small numbers.
 
-    What it can't do, or does wrongly, `product` does afterwards: a pass over the output, which is timed with the rest.
+    Where it doesn't, `product` adds it afterwards: a pass over the output, which is timed with the rest.
     """
     where = f"cuda:{device}"
     weight = torch.tensor([1.0, 0.0, 2.0, 0.0], device=where).repeat(64, 16).to(dtype)
     x = (torch.arange(64 * 64, device=where) % 5 - 2).reshape(64, 64).float().to(dtype)
-    factors = torch.linspace(0.5, 2.0, 64, device=where)
-    plain = x.double() @ weight.double().t()
-    tried: dict[str, tuple[dict[str, Tensor], Tensor]] = {
-        "scale": ({"alpha": factors[:1]}, plain * factors[0]),
-        "bias": ({"bias": (8 * factors).to(out_dtype or dtype)}, plain + (8 * factors).to(out_dtype or dtype).double()),
-    }
-    found = set()
-    for name, (arguments, wanted) in tried.items():
-        options: dict[str, Any] = dict(arguments) if out_dtype is None else {**arguments, "out_dtype": out_dtype}
-        try:
-            y = torch._cslt_sparse_mm(compress(weight), x.t(), transpose_result=True, **options)
-        except (RuntimeError, Unsupported):
-            continue
-        if bool(((y.double() - wanted).abs() <= 0.01 * (wanted.abs() + 10)).all()):
-            found.add(name)
-    return frozenset(found)
+    bias = torch.linspace(4, 16, 64, device=where).to(out_dtype or dtype)
+    options: dict[str, Any] = {} if out_dtype is None else {"out_dtype": out_dtype}
+    try:
+        y = torch._cslt_sparse_mm(compress(weight), x.t(), bias=bias, transpose_result=True, **options)
+    except (RuntimeError, Unsupported):
+        return False
+    wanted = x.double() @ weight.double().t() + bias.double()
+    return bool(((y.double() - wanted).abs() <= 0.01 * (wanted.abs() + 10)).all())
 
 
 def padded(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """One linear layer's forward pass, dense and 2:4, in 16 and in 8 bits, each inside a CUDA graph: what is compared with what.
 
     forward       y = x @ w.T
-    fp8_inputs    the same product, where the input comes in 8 bits as well, exactly equal to x: what a layer before could write
+    fp8_inputs    the same product, where the input comes in 8 bits as well: what a layer before could write
 
 The definition of `sparse_24` is the dense layer with the smaller two of each four weights set to zero.
 
@@ -25,18 +25,19 @@ from kpt_lab.precision.casts import cast
 from kpt_lab.precision.formats import e4m3fn
 from kpt_lab.precision.scaling import quantise
 from kpt_lab.sparsity.cusparselt import FP8
-from kpt_lab.sparsity.linear import Arithmetic, Form, SparseLinear, fp8_product
+from kpt_lab.sparsity.linear import Arithmetic, Form, SparseLinear, balanced_scale, fp8_product, scaled_mm, static_cast
 from kpt_lab.sparsity.patterns import magnitude_mask
 from kpt_lab.sparsity.search import captured
 
 SETS = 3
-INPUT_SCALE = 2.0**-6  # of the 8-bit inputs: a power of two, so that they equal the 16-bit ones exactly
 
 
 class GivenFP8(nn.Linear):
-    """A linear layer that is offered its input twice: x, and codes (the bytes of float8_e4m3fn) with their scale, equal to x."""
+    """A linear layer that is offered its input twice: x, and codes (the bytes of float8_e4m3fn) with codes * input_scale = x."""
 
-    def forward(self, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+    input_scale = 1.0
+
+    def forward(self, x: Tensor, codes: Tensor) -> Tensor:  # type: ignore[override]
         return F.linear(x, self.weight, self.bias)
 
 
@@ -65,11 +66,12 @@ def _make_fp8_inputs(
     *, device: str, dtype: torch.dtype, seed: int, tokens: int = 4096, in_features: int = 4096, out_features: int = 4096
 ) -> Problem:
     layer = _linear(GivenFP8, device, dtype, seed, (in_features, out_features))
+    assert isinstance(layer, GivenFP8)
+    layer.input_scale = balanced_scale(layer.weight)
     sets = []
     for x in _inputs(device, dtype, seed, tokens, in_features):
-        codes = e4m3fn.cast(x.float() / INPUT_SCALE)
-        scale = torch.tensor(INPUT_SCALE, device=device)
-        sets.append(((codes.float() * INPUT_SCALE).to(dtype), codes.view(torch.uint8), scale))
+        codes = e4m3fn.cast(x.float() / layer.input_scale)
+        sets.append(((codes.float() * layer.input_scale).to(dtype), codes.view(torch.uint8)))  # exact: a power of two
     return Problem(layer, sets)
 
 
@@ -101,39 +103,55 @@ def _in_place(fn: Callable[..., Any], args: tuple) -> Callable[..., Any]:
 
 
 class _Entry(nn.Module):
-    """A layer called as the workload calls its own: with x, or with x, codes and scale."""
+    """A layer called as the workload calls its own: with x, or with x and codes."""
 
     def __init__(self, layer: nn.Module, eight_bits: bool) -> None:
         super().__init__()
         self.layer, self.eight_bits = layer, eight_bits
 
-    def forward(self, x: Tensor, codes: Tensor | None = None, scale: Tensor | None = None) -> Any:
-        if codes is None or not self.eight_bits:
-            return self.layer(x)
-        return self.layer.given_fp8(codes.view(FP8), scale)  # type: ignore[operator]
+    def forward(self, x: Tensor, codes: Tensor | None = None) -> Any:
+        return self.layer(x) if codes is None or not self.eight_bits else self.layer.given_fp8(codes.view(FP8))  # type: ignore[operator]
 
 
 class _DenseFP8(nn.Module):
-    """The dense layer in 8 bits: the weight rounded once, the input cast on the way or given."""
+    """The dense layer in 8 bits: the weight rounded once, the input cast on the way or given.
 
-    def __init__(self, linear: nn.Linear, *, plain: bool) -> None:
+    scales "static": as SparseLinear's, reciprocal and known beforehand; "dynamic": of the largest magnitudes, input by input.
+    """
+
+    def __init__(self, linear: nn.Linear, *, plain: bool, scales: str = "static") -> None:
         super().__init__()
-        rounded = quantise(linear.weight, e4m3fn)
-        self.plain, self.dtype, self.data, self.scale = plain, linear.weight.dtype, rounded.data, rounded.scale.float()
+        if scales not in ("static", "dynamic"):
+            raise ValueError(f"scales is {scales!r}; accepted are 'static' and 'dynamic'")
+        weight = linear.weight.detach()
+        self.plain, self.dynamic, self.dtype = plain, scales == "dynamic", weight.dtype
+        self.input_scale = getattr(linear, "input_scale", 0.0) or balanced_scale(weight)
+        one = torch.ones((), device=weight.device)
+        self.largest, self.one = one * (e4m3fn.max * self.input_scale), one
+        if self.dynamic:
+            rounded = quantise(weight, e4m3fn)
+            self.data, self.scale = rounded.data, rounded.scale.float()
+        else:
+            self.data, self.scale = e4m3fn.cast(weight.float() * self.input_scale), one
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.dynamic:
+            return self.given_fp8(e4m3fn.cast(x.float() / self.input_scale) if self.plain else static_cast(x, self.largest))
         if self.plain:
             rounded = quantise(x, e4m3fn)
-            return self.given_fp8(rounded.data, rounded.scale)
+            return self._product(rounded.data, rounded.scale)
         found = cast(x, "tensorwise", "", "e4m3fn")
-        return self.given_fp8(found.rows, found.rows_scale)
+        return self._product(found.rows, found.rows_scale)
 
-    def given_fp8(self, codes: Tensor, scale: Tensor) -> Tensor:
-        if self.plain:
-            return fp8_product(codes, scale, self.data, self.scale, None, self.dtype)
-        return torch._scaled_mm(
-            codes, self.data.t(), scale_a=scale, scale_b=self.scale, out_dtype=self.dtype, use_fast_accum=True
-        )
+    def given_fp8(self, codes: Tensor) -> Tensor:
+        if self.dynamic:
+            raise Unsupported("inputs given in 8 bits come with their scale; dynamic scales are for inputs in 16 bits")
+        return self._product(codes, self.one)
+
+    def _product(self, codes: Tensor, scale: Tensor) -> Tensor:
+        if not self.plain:
+            return scaled_mm(codes, self.data, scale, self.scale, None, self.dtype)
+        return (fp8_product(codes, self.data, None, torch.float32) * (scale * self.scale)).to(self.dtype)
 
 
 def _own(fn: Any) -> nn.Linear:
@@ -147,17 +165,18 @@ def _pruned(linear: nn.Linear) -> Tensor:
     return torch.where(magnitude_mask(weight), weight, 0)
 
 
-def _apply_dense_fp8(fn: Any, args: tuple) -> Any:
-    return _Entry(_DenseFP8(_own(fn), plain=False), True)
+def _apply_dense_fp8(fn: Any, args: tuple, *, scales: str = "static") -> Any:
+    return _Entry(_DenseFP8(_own(fn), plain=False, scales=scales), True)
 
 
-def _define_dense_fp8(fn: Any, args: tuple) -> Any:
-    return _Entry(_DenseFP8(_own(fn), plain=True), True)
+def _define_dense_fp8(fn: Any, args: tuple, *, scales: str = "static") -> Any:
+    return _Entry(_DenseFP8(_own(fn), plain=True, scales=scales), True)
 
 
 def _apply_sparse(arithmetic: Arithmetic, fn: Any, args: tuple, *, searched: bool = True, form: Form = "sparse") -> Any:
     linear = _own(fn)
-    layer = SparseLinear(_pruned(linear), arithmetic=arithmetic)
+    given = getattr(linear, "input_scale", None) if arithmetic == "float8_e4m3fn" else None
+    layer = SparseLinear(_pruned(linear), arithmetic=arithmetic, input_scale=given)
     if layer.dense_only:
         raise Unsupported(layer.dense_only)
     linear.weight = None  # type: ignore[assignment]  # the workload's own, made for this technique alone
@@ -233,12 +252,14 @@ sparse_24 = _sparse("2:4", "bfloat16", _sparse_cost)
 sparse_24_fp8 = _sparse("2:4 fp8", "float8_e4m3fn", _sparse_fp8_cost)
 """Knobs of both: searched=False takes cuSPARSELt's first algorithm; form="dispatch" runs what `SparseLinear` chooses."""
 
-dense, dense_autotuned, dense_fp8_graph = graph, max_autotune >> graph, dense_fp8 >> graph
+dense, dense_autotuned = graph, max_autotune >> graph
+dense_fp8_graph, dynamic_fp8_graph = dense_fp8 >> graph, dense_fp8(scales="dynamic") >> graph
 first_bf16, searched_bf16, dispatch_bf16 = (sparse_24(**k) >> graph for k in ({"searched": False}, {}, {"form": "dispatch"}))
 searched_fp8, dispatch_fp8 = (sparse_24_fp8(**k) >> graph for k in ({}, {"form": "dispatch"}))
 
 techniques = (
-    dense, dense_autotuned, first_bf16, searched_bf16, dispatch_bf16, dense_fp8_graph, searched_fp8, dispatch_fp8,
+    dense, dense_autotuned, first_bf16, searched_bf16, dispatch_bf16,
+    dense_fp8_graph, dynamic_fp8_graph, searched_fp8, dispatch_fp8,
 )  # fmt: skip
 
 FP8_TECHNIQUES = (dense, dense_autotuned, dense_fp8_graph, searched_fp8, dispatch_fp8)

@@ -1,10 +1,14 @@
 """A linear layer for inference over a 2:4 weight: sparse where that is faster, dense where dense is.
 
     y = x @ w.T        forward         w (out_features, in_features) has at most two nonzero numbers in each four of a row
-    y = (codes * scale) @ w.T          given_fp8: the input comes in 8 bits with its scale
+    y = codes @ (w * s).T              8 bits      codes = x / s and w * s are rounded to float8_e4m3fn, s is a power of two
 
 The definition is the dense layer with the pruned weight; with arithmetic "float8_e4m3fn" input and weight are rounded to that
-format with a scale each ("tensorwise"), and multiplied in float32. On a CPU the layer is its definition, and says so.
+format and multiplied widely. On a CPU the layer is its definition, and says so.
+
+In 8 bits the two scales are reciprocal, so that the product needs none: torch reads cuSPARSELt's own factor on the host, which no
+graph can capture, and a pass over the output costs more than 2:4 gains. `input_scale` s is chosen once, so that the codes of
+input and weight are alike in size; the format's exponents take what varies. Inputs beyond 448 * s are held at that.
 
 Meant for CUDA graphs: outside of one, cuSPARSELt's product costs the host about a millisecond a call. `tune` measures inside
 graphs, so its choice of form is for use inside them.
@@ -12,6 +16,7 @@ graphs, so its choice of form is for use inside them.
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -21,16 +26,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import kpt_lab.precision.casts  # noqa: F401  # registers kpt_lab::fp8_cast
 from kpt_lab.core import Unsupported, dtype_name
-from kpt_lab.precision.casts import cast
 from kpt_lab.precision.formats import e4m3fn
-from kpt_lab.precision.scaling import quantise
 from kpt_lab.sparsity import cusparselt, search
 from kpt_lab.sparsity.cusparselt import FP8, TOKENS, Plan
 
 Arithmetic = Literal["bfloat16", "float16", "float8_e4m3fn"]
 Form = Literal["dispatch", "sparse", "dense", "dense autotuned"]
 GAIN = 0.99  # of dense's time that a sparse product may take at most to be chosen, so that noise doesn't choose it
+SMALLEST = 2.0**-5  # size of codes: of normal numbers that large, a third lies below the format's smallest normal one
 HOST_NOTE = (
     "outside a CUDA graph each sparse call costs the host about a millisecond (plan and descriptors, made anew by torch)"
 )
@@ -54,14 +59,21 @@ class Choice:
 class SparseLinear(nn.Module):
     """y = x W^T + b over a 2:4 weight W (out_features, in_features), for inference; x (..., in_features).
 
-    arithmetic: the weight's own 16-bit dtype (the default), or "float8_e4m3fn" with inputs cast on the way. keep_dense: hold the
+    arithmetic: the weight's own 16-bit dtype (the default), or "float8_e4m3fn" with inputs cast on the way. input_scale: of 8-bit
+    inputs, a power of two; by default for inputs of size one, as after a norm (`balanced_scale`). keep_dense: hold the
     dense weight too, so that token counts at which dense is faster run dense; then the layer takes more memory than the dense one
     (`memory()`). Call `tune(tokens)` once for the token counts to come; without it, a layer that keeps its dense weight runs dense.
     Raises ValueError where W is not 2:4, Unsupported where its shape or dtype has no 2:4 product.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None = None, *, arithmetic: Arithmetic | None = None, keep_dense: bool = True
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        arithmetic: Arithmetic | None = None,
+        keep_dense: bool = True,
+        input_scale: float | None = None,
     ) -> None:
         super().__init__()
         _check(weight, arithmetic)
@@ -75,26 +87,29 @@ class SparseLinear(nn.Module):
         compute = getattr(torch, self.arithmetic)
         self.dense_only = cusparselt.unsupported(weight.device, compute)
         weight = weight.detach() + 0.0  # -0.0, which is a zero like any other, becomes one
-        scale = None
+        self.input_scale = 1.0
         if compute == FP8:
-            rounded = quantise(weight, e4m3fn)
-            weight, scale = rounded.data, rounded.scale.float()
-        self.register_buffer("scale", scale)
+            self.input_scale = balanced_scale(weight) if input_scale is None else checked_scale(weight, input_scale)
+            weight = e4m3fn.cast(weight.float() * self.input_scale)
+            largest = torch.tensor(e4m3fn.max * self.input_scale, device=weight.device)
+            self.register_buffer("largest", largest, persistent=False)
+            self.register_buffer("one", torch.ones_like(largest), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.register_buffer("packed", None if self.dense_only else cusparselt.compress(weight))
         self.register_buffer("weight", weight if keep_dense or self.dense_only else None)
 
     weight: Tensor | None
     packed: Tensor | None
-    scale: Tensor | None
     bias: Tensor | None
+    largest: Tensor
+    one: Tensor
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, *, arithmetic: Arithmetic | None = None, keep_dense: bool = True) -> SparseLinear:
-        """The layer of a pruned nn.Linear; TypeError for another module, else as the class raises."""
+    def from_linear(cls, linear: nn.Linear, **options: Any) -> SparseLinear:
+        """The layer of a pruned nn.Linear, with the options of the class; TypeError for another module."""
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear is {type(linear).__name__}; an nn.Linear is needed")
-        layer = cls(linear.weight, linear.bias, arithmetic=arithmetic, keep_dense=keep_dense)
+        layer = cls(linear.weight, linear.bias, **options)
         layer.training = linear.training
         return layer
 
@@ -102,53 +117,48 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        if self.arithmetic != "float8_e4m3fn":
-            return self._run(rows, None).reshape(*x.shape[:-1], self.out_features)
-        if self.dense_only:
-            codes = quantise(rows, e4m3fn)
-            y = self._definition(codes.data, codes.scale)
-        else:
-            found = cast(rows.contiguous(), "tensorwise", "", "e4m3fn")
-            y = self._run(found.rows, found.rows_scale)
-        return y.reshape(*x.shape[:-1], self.out_features)
+        if self.eight_bits:
+            rows = self.cast(rows)
+        return self._run(rows).reshape(*x.shape[:-1], self.out_features)
 
-    def given_fp8(self, codes: Tensor, scale: Tensor) -> Tensor:
-        """y for inputs already in 8 bits: codes (tokens, in_features) float8_e4m3fn, scale () float32 to multiply them by."""
-        if self.arithmetic != "float8_e4m3fn":
+    @property
+    def eight_bits(self) -> bool:
+        """Whether products are in float8_e4m3fn."""
+        return self.arithmetic == "float8_e4m3fn"
+
+    def cast(self, rows: Tensor) -> Tensor:
+        """x (tokens, in_features) as the codes that `given_fp8` takes: x / input_scale in float8_e4m3fn, held at its largest."""
+        if not rows.is_cuda:
+            return e4m3fn.cast(rows.float() / self.input_scale)
+        return static_cast(rows, self.largest)
+
+    def given_fp8(self, codes: Tensor) -> Tensor:
+        """y for inputs already in 8 bits: codes (tokens, in_features) float8_e4m3fn, as `cast` gives them."""
+        if not self.eight_bits:
             raise ValueError(f"arithmetic is {self.arithmetic}; 8-bit inputs are for a layer of float8_e4m3fn")
-        return self._definition(codes, scale) if self.dense_only else self._run(codes, scale)
+        return self._run(codes)
 
-    def _run(self, rows: Tensor, x_scale: Tensor | None) -> Tensor:
+    def _run(self, rows: Tensor) -> Tensor:
         form, plan = self.chosen(rows.shape[0])
         if form == "sparse":
-            return self._sparse(rows, x_scale, plan)
-        assert self.weight is not None
-        if x_scale is not None:
-            return self._scaled(rows, x_scale)
+            return self._sparse(rows, plan)
         if form == "dense autotuned":
             return self._autotuned(rows.shape[0])(rows, self.weight, self.bias)
-        return F.linear(rows, self.weight, self.bias)
+        return self._dense(rows)
 
-    def _sparse(self, rows: Tensor, x_scale: Tensor | None, plan: Plan) -> Tensor:
+    def _sparse(self, rows: Tensor, plan: Plan) -> Tensor:
         assert self.packed is not None
-        scale = None if x_scale is None or self.scale is None else self.scale * x_scale
-        out = self.dtype if x_scale is not None else None
-        bias = self.bias
-        y = cusparselt.product(self.packed, cusparselt.padded(rows), plan, bias=bias, scale=scale, out_dtype=out)
+        out = self.dtype if self.eight_bits else None
+        y = cusparselt.product(self.packed, cusparselt.padded(rows), plan, bias=self.bias, out_dtype=out)
         return y[: rows.shape[0]] if rows.shape[0] % TOKENS else y
 
-    def _scaled(self, codes: Tensor, x_scale: Tensor) -> Tensor:
+    def _dense(self, rows: Tensor) -> Tensor:
         assert self.weight is not None
-        assert self.scale is not None
-        y = torch._scaled_mm(
-            codes, self.weight.t(), scale_a=x_scale, scale_b=self.scale, out_dtype=self.dtype, use_fast_accum=True
-        )
-        return y if self.bias is None else y + self.bias
-
-    def _definition(self, codes: Tensor, x_scale: Tensor) -> Tensor:
-        assert self.weight is not None
-        assert self.scale is not None
-        return fp8_product(codes, x_scale, self.weight, self.scale, self.bias, self.dtype)
+        if not self.eight_bits:
+            return F.linear(rows, self.weight, self.bias)
+        if self.dense_only:
+            return fp8_product(rows, self.weight, self.bias, self.dtype)
+        return scaled_mm(rows, self.weight, self.one, self.one, self.bias, self.dtype)
 
     def _autotuned(self, tokens: int) -> Callable[..., Tensor]:
         if tokens not in self._compiled:
@@ -177,8 +187,8 @@ class SparseLinear(nn.Module):
     def to_linear(self) -> nn.Linear:
         """An nn.Linear over the same numbers; those of 8 bits as 16-bit ones."""
         weight = self.dense_weight()
-        if self.scale is not None:
-            weight = (weight.float() * self.scale).to(self.dtype)
+        if self.eight_bits:
+            weight = (weight.float() / self.input_scale).to(self.dtype)
         with torch.device("meta"):
             linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         linear.weight = nn.Parameter(weight, requires_grad=False)
@@ -216,7 +226,7 @@ class SparseLinear(nn.Module):
         for size in sizes:
             search.bucket(size)
         for size in sizes if not self.dense_only else ():
-            self.choices[search.bucket(size)] = self._tuned(size, autotune and self.arithmetic != "float8_e4m3fn", again)
+            self.choices[search.bucket(size)] = self._tuned(size, autotune and not self.eight_bits, again)
         return self
 
     def _tuned(self, tokens: int, autotune: bool, again: bool) -> Choice:
@@ -242,50 +252,29 @@ class SparseLinear(nn.Module):
 
     def _measured(self, tokens: int, forms: list[str], known: Plan | None) -> tuple[Plan, dict[str, float]]:
         """The fastest plan (searched for where not known), and the seconds of each form raced against one another."""
-        rows, x_scale = self._example(tokens)
-        plan = known or self._searched(rows, x_scale)
-        steps: dict[str, Callable[[], Tensor]] = {"sparse": lambda: self._sparse(rows, x_scale, plan)}
+        rows = self._example(tokens)
+        plan = known or self._searched(rows)
+        steps: dict[str, Callable[[], Tensor]] = {"sparse": lambda: self._sparse(rows, plan)}
         if "dense" in forms:
-            assert self.weight is not None
-            weight, bias = self.weight, self.bias
-            steps["dense"] = lambda: F.linear(rows, weight, bias) if x_scale is None else self._scaled(rows, x_scale)
-            if "dense autotuned" in forms:
-                steps["dense autotuned"] = lambda: self._autotuned(tokens)(rows, weight, bias)
+            steps["dense"] = lambda: self._dense(rows)
+        if "dense autotuned" in forms:
+            steps["dense autotuned"] = lambda: self._autotuned(tokens)(rows, self.weight, self.bias)
         return plan, search.race(steps, first=20, second=20)
 
-    def _searched(self, rows: Tensor, x_scale: Tensor | None) -> Plan:
+    def _searched(self, rows: Tensor) -> Plan:
         tokens = rows.shape[0]
-        wanted = self._wanted(rows, x_scale)
-        times = search.best_plan(lambda plan: self._sparse(rows, x_scale, plan), wanted, tokens, self._suggested(rows, x_scale))
+        wanted = self._sparse(rows, Plan()) if self.weight is None else self._dense(rows)
+        times = search.best_plan(lambda plan: self._sparse(rows, plan), wanted, tokens)
         if not times:
             shape = f"{self.out_features} x {self.in_features}, {tokens} tokens"
             raise Unsupported(f"cuSPARSELt {cusparselt.version()} has no working algorithm for {shape} in {self.arithmetic}")
         return next(iter(times))
 
-    def _wanted(self, rows: Tensor, x_scale: Tensor | None) -> Tensor:
-        if self.weight is None:
-            return self._sparse(rows, x_scale, Plan())
-        return F.linear(rows, self.weight, self.bias) if x_scale is None else self._scaled(rows, x_scale)
-
-    def _example(self, tokens: int) -> tuple[Tensor, Tensor | None]:
+    def _example(self, tokens: int) -> Tensor:
         assert self.packed is not None
         generator = torch.Generator(self.packed.device).manual_seed(0)
         x = torch.randn(tokens, self.in_features, generator=generator, device=self.packed.device, dtype=self.dtype)
-        if self.arithmetic != "float8_e4m3fn":
-            return x, None
-        rounded = quantise(x, e4m3fn)
-        return rounded.data, rounded.scale.float()
-
-    def _suggested(self, rows: Tensor, x_scale: Tensor | None) -> int | None:
-        """The id that cuSPARSELt's own search gives, or None where it refuses."""
-        assert self.packed is not None
-        options: dict[str, Any] = {} if x_scale is None else {"out_dtype": self.dtype}
-        try:
-            return int(torch._cslt_sparse_mm_search(self.packed, cusparselt.padded(rows).t(), transpose_result=True, **options))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            return None
+        return self.cast(x) if self.eight_bits else x
 
     # -- telling -------------------------------------------------------------------------------------------------------------
 
@@ -312,15 +301,54 @@ class SparseLinear(nn.Module):
         )
 
 
-def fp8_product(
-    codes: Tensor, x_scale: Tensor, weight: Tensor, w_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """The definition in 8 bits: codes (tokens, in) and weight (out, in), float8_e4m3fn with a scale () each, multiplied widely.
+def balanced_scale(weight: Tensor, input_rms: float = 1.0) -> float:
+    """The power of two s that makes x / s and w * s about equally large, for inputs of that root mean square.
 
-    Products of two such numbers are exact in float32, and the numbers themselves in bfloat16, in which a GPU multiplies them.
+    It is never so large that a weight leaves the format; 1 for a weight of zeros. Unsupported where inputs and weights are so
+    small together that their codes would be rounded coarsely.
+    """
+    nonzero = weight[weight != 0].float()
+    if not nonzero.numel() or not input_rms > 0:
+        return 1.0
+    rms = float(nonzero.square().mean().sqrt())
+    if math.sqrt(input_rms * rms) < SMALLEST:
+        raise Unsupported(
+            f"inputs of size {input_rms:.2g} and weights of size {rms:.2g} are too small together for 8 bits without a scale"
+        )
+    wanted = round(math.log2(input_rms / rms) / 2)
+    return 2.0 ** min(wanted, math.floor(math.log2(e4m3fn.max / float(nonzero.abs().max()))))
+
+
+def checked_scale(weight: Tensor, scale: float) -> float:
+    """The scale itself; ValueError unless it is a power of two with which no weight leaves the format."""
+    if not (isinstance(scale, int | float) and 0 < scale < math.inf and math.frexp(scale)[0] == 0.5):
+        raise ValueError(f"input_scale is {scale!r}; a power of two is accepted")
+    largest = float(weight.abs().max()) * scale
+    if largest > e4m3fn.max:
+        raise ValueError(f"input_scale is {scale}, with which the largest weight becomes {largest:.4g}, beyond {e4m3fn.max:g}")
+    return float(scale)
+
+
+def static_cast(rows: Tensor, largest: Tensor) -> Tensor:
+    """x on a GPU in float8_e4m3fn so that `largest`, () float32, becomes the format's largest: one read, one write."""
+    return torch.ops.kpt_lab.fp8_cast(rows.contiguous(), largest, largest, "rows", "e4m3fn", False)[0]
+
+
+def scaled_mm(
+    codes: Tensor, weight: Tensor, x_scale: Tensor, w_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The dense product in 8 bits on a GPU: codes (tokens, in) and weight (out, in) with a scale () each."""
+    y = torch._scaled_mm(codes, weight.t(), scale_a=x_scale, scale_b=w_scale, out_dtype=dtype, use_fast_accum=True)
+    return y if bias is None else y + bias
+
+
+def fp8_product(codes: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The definition in 8 bits: codes (tokens, in) and weight (out, in), float8_e4m3fn, multiplied widely.
+
+    Such numbers are exact in bfloat16, in which a GPU multiplies them, and their products in the float32 in which it adds.
     """
     wide = torch.bfloat16 if codes.is_cuda else torch.float32
-    y = (codes.to(wide) @ weight.to(wide).t()).float() * (x_scale * w_scale)
+    y = (codes.to(wide) @ weight.to(wide).t()).float()
     return (y if bias is None else y + bias.float()).to(dtype)
 
 

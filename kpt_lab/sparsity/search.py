@@ -46,8 +46,11 @@ SCHEMA = 1
 # ---- racing -------------------------------------------------------------------------------------------------------------------
 
 
-def captured(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A CUDA graph of `step`, after two calls outside it, and its output; what it reads must stay alive as long as the graph."""
+def captured(step: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of `step`, after two calls outside it, and its output; what it reads must stay alive as long as the graph.
+
+    pool: the memory of other graphs, to be shared with them; their outputs are then overwritten.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side), torch.no_grad():
@@ -55,7 +58,7 @@ def captured(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph), torch.no_grad():
+    with torch.cuda.graph(graph, pool=pool), torch.no_grad():
         output = step()
     return graph, output
 
@@ -66,9 +69,10 @@ def race(steps: Mapping[Any, Callable[[], Any]], *, first: int = FIRST, second: 
     Steps slower than NEAR times the fastest after `first` rounds keep those rounds' median; the others go on for `second`.
     """
     graphs: dict[Any, torch.cuda.CUDAGraph] = {}
+    pool = torch.cuda.graph_pool_handle()  # one for all: each with its own output would fill the device
     for name, step in steps.items():
         try:
-            graphs[name] = captured(step)[0]
+            graphs[name] = captured(step, pool)[0]
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # refused by the library
@@ -94,21 +98,21 @@ def race(steps: Mapping[Any, Callable[[], Any]], *, first: int = FIRST, second: 
     return {name: median(taken) / 1e9 for name, taken in times.items()}
 
 
-def best_plan(run: Callable[[Plan], Tensor], wanted: Tensor, tokens: int, suggested: int | None = None) -> dict[Plan, float]:
+def best_plan(
+    run: Callable[[Plan], Tensor], wanted: Tensor, tokens: int, outcomes: dict[Plan, str] | None = None
+) -> dict[Plan, float]:
     """Median seconds by plan of `run(plan)`, fastest first, of those that give `wanted` (tokens, out) to rounding.
 
-    suggested: an id to try as well, such as cuSPARSELt's own search gives.
+    outcomes: filled with "right", "wrong" or "refused" by plan.
     """
-    known, refused = list[Plan](), 0
-    for algorithm in range(HIGHEST):
-        outcome = _tried(run, Plan(algorithm), wanted)
-        refused = refused + 1 if outcome == "refused" else 0
+    found = outcomes if outcomes is not None else {}
+    refused = 0
+    for plan in map(Plan, range(HIGHEST)):
+        found[plan] = _tried(run, plan, wanted)
+        refused = refused + 1 if found[plan] == "refused" else 0
         if refused >= GIVE_UP:
             break
-        if outcome == "right":
-            known.append(Plan(algorithm))
-    if suggested is not None and Plan(suggested) not in known and _tried(run, Plan(suggested), wanted) == "right":
-        known.append(Plan(suggested))
+    known = [plan for plan, outcome in found.items() if outcome == "right"]
     times = race({plan: functools.partial(run, plan) for plan in known})
     if tokens <= FEW and times:
         leaders = sorted(times, key=times.__getitem__)[:3]

@@ -5,17 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kpt_lab.sparsity import cusparselt, linear, search
+from kpt_lab.sparsity import cusparselt, search
 
 ALGORITHMS = (0, 1, 2, 5)  # what the fake knows; 1 gives wrong numbers
 REFUSED = "cusparseLtMatmulAlgSetAttribute() failed"
 
 
-def _mm(packed, dense, bias=None, alpha=None, out_dtype=None, transpose_result=False, alg_id=0, split_k=1, split_k_mode=-1):
+def _mm(packed, dense, bias=None, out_dtype=None, transpose_result=False, alg_id=0, split_k=1, split_k_mode=-1):
     if alg_id not in ALGORITHMS or split_k not in (1, 2):
         raise RuntimeError(REFUSED)
     y = packed.float() @ dense.float()
-    y = y if alpha is None else y * alpha[:, None]
     y = y if bias is None else y + bias.float()[:, None]
     y = (2 * y if alg_id == 1 else y).to(out_dtype or packed.dtype)
     return y.t().contiguous() if transpose_result else y
@@ -27,9 +26,6 @@ def _scaled_mm(a, b, *, scale_a, scale_b, out_dtype, use_fast_accum=True):
 
 def install(patch: pytest.MonkeyPatch, seconds) -> list[str]:
     """Put the fakes in place; `seconds(name)` is what a race finds for a step. Returns the list of races' names as they run."""
-    from kpt_lab.precision.formats import e4m3fn
-    from kpt_lab.precision.scaling import quantise
-
     raced: list[str] = []
 
     def race(steps, **rounds):
@@ -43,17 +39,12 @@ def install(patch: pytest.MonkeyPatch, seconds) -> list[str]:
             found[name] = seconds(name)
         return found
 
-    def cast(x, rows, columns, format):
-        found = quantise(x, e4m3fn)
-        return type("Cast", (), {"rows": found.data, "rows_scale": found.scale.float()})
-
     patch.setattr(torch, "_cslt_compress", lambda weight: weight.clone())
     patch.setattr(torch, "_cslt_sparse_mm", _mm)
-    patch.setattr(torch, "_cslt_sparse_mm_search", lambda *args, **options: 5)
     patch.setattr(torch, "_scaled_mm", _scaled_mm)
     patch.setattr(torch.cuda, "get_device_name", lambda *args: "a made-up GPU")
     patch.setattr(cusparselt, "unsupported", lambda device, dtype: "")
-    patch.setattr(cusparselt, "fused", lambda *args: frozenset({"scale"}))
+    patch.setattr(cusparselt, "adds_bias", lambda *args: False)
     patch.setattr(search, "race", race)
-    patch.setattr(linear, "cast", cast)
+    patch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     return raced
