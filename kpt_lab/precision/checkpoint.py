@@ -30,7 +30,6 @@ def snapshot(trainer: FP8Trainer) -> dict[str, Any]:
         "bad": dict(trainer.bad),
         "last_bad": trainer.last_bad,
         "totals": trainer.watch.totals,
-        "norms": list(trainer.watch.norms),
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "decisions": json.dumps(decisions.to_dict()) if decisions is not None else "",

@@ -7,8 +7,9 @@ finite value far beyond the others of its tensor, seen in one of two ways:
   of the largest value: beside one of 1e5 times the root mean square a sixth of normal numbers is lost, beside 1e6 nearly all, beside
   100 one in several thousand. Clean tensors, with heavy tails, loud channels or behind a SwiGLU, stay below a hundredth, so a twentieth
   (FLUSHED) lies well between. A layer that flushes more on the batch that its recipe was chosen on is given four times that.
-- A gradient in e5m2 keeps numbers 1e9 times smaller than its largest, so nothing is flushed there. But such a value dominates the
-  gradients' norm, so a norm that is JUMP times the median of the last steps' counts as a spike too.
+- A gradient in e5m2 keeps numbers 1e9 times smaller than its largest, so nothing is flushed there. What shows is the largest magnitude
+  over the mean one: up to 2,000 in clean gradients of language models, whose tokens differ widely, and 1e5 or more beside such a value.
+  PEAK lies between. (The ratio can't exceed the number of elements, so small tensors have a lower limit, and tiny ones none.)
 
 `benchmarks/fp8_language_model.py --faults` measures both sides of both limits.
 """
@@ -16,11 +17,9 @@ finite value far beyond the others of its tensor, seen in one of two ways:
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +28,14 @@ from kpt_lab.precision.linear import COUNTS, TENSORS, FP8Linear, Recipe
 
 FLUSHED = 0.05
 """Share of a tensorwise cast tensor that is flushed to zero, above which there was a spike."""
-JUMP = 20.0
-"""Times the median norm of the gradients in the last steps, above which there was a spike."""
-_NORMS = (8, 64)  # steps before norms are compared, and how many of the last ones are
+PEAK = 1e4
+"""Largest over mean magnitude of an output gradient, above which there was a spike."""
+_JUDGED = 4096  # elements of a gradient from which it is judged
 _USUAL = 4.0  # times the share on the batch that the recipe was chosen on, where that is more
 
 
 class Place(NamedTuple):
-    """Where something was found, and how much: a count of values that are not finite, or the share that was flushed."""
+    """Where something was found, and how much: values that are not finite, the share flushed, or above 1 the largest over the mean."""
 
     layer: str
     tensor: str
@@ -45,16 +44,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """One step's loss and gradient norm, and where values are not finite (`broken`) or a spike flushed the rest (`loud`).
-
-    jump: the norm over the median of the last steps' norms where that is a spike, else 0.
-    """
+    """One step's loss and gradient norm, and where values are not finite (`broken`) or a spike is (`loud`)."""
 
     loss: float
     norm: float
     broken: tuple[Place, ...] = ()
     loud: tuple[Place, ...] = ()
-    jump: float = 0.0
 
     @property
     def bad(self) -> bool:
@@ -66,7 +61,7 @@ class Finding:
         """ "non-finite", "spike", or "" for a clean step."""
         if self.broken or not (math.isfinite(self.loss) and math.isfinite(self.norm)):
             return "non-finite"
-        return "spike" if self.loud or self.jump else ""
+        return "spike" if self.loud else ""
 
     @property
     def origin(self) -> Place | None:
@@ -78,14 +73,14 @@ class Finding:
 
     def __str__(self) -> str:
         place = self.origin
-        if place is None and self.jump:
-            return f"a spike makes the gradients' norm {self.jump:.3g} times what it was"
         if place is None:
             what = "loss" if not math.isfinite(self.loss) else "gradients' norm"
             return f"the {what} is {self.loss if what == 'loss' else self.norm}" if self.bad else "clean"
         where = f"{place.tensor} of layer {place.layer!r}"
         if self.broken:
             return f"the {where} holds {place.amount:.0f} values that are not finite"
+        if place.amount > 1:
+            return f"a spike in the {where} is {place.amount:.3g} times its mean magnitude"
         return f"a spike in the {where} flushes {place.amount:.1%} of it to zero"
 
 
@@ -98,44 +93,51 @@ class Watch:
     def __init__(self, model: nn.Module, usual: Mapping[str, float], flushed: float = FLUSHED, on: bool = True) -> None:
         self.layers = {name: part for name, part in model.named_modules() if isinstance(part, FP8Linear)} if on else {}
         self.limits = {name: max(flushed, _USUAL * usual.get(name, 0.0)) for name in self.layers}
-        self.norms: deque[float] = deque(maxlen=_NORMS[1])
         self.totals = torch.zeros(len(self.layers), len(TENSORS), len(COUNTS), dtype=torch.float64)
-        for part in self.layers.values():
+        self.peaks = {name: torch.zeros(2, device=p.weight.device, requires_grad=True) for name, p in self.layers.items()}
+        self._hooks = []
+        for name, part in self.layers.items():
             part.watch()
+            part.peak = self.peaks[name]
+            self._hooks.append(part.register_forward_hook(_peaked))
+
+    def close(self) -> None:
+        """Take the hooks away again."""
+        for hook in self._hooks:
+            hook.remove()
 
     def start(self) -> None:
         """Forget what earlier calls left."""
         for part in self.layers.values():
             assert part.seen is not None
             part.seen.grad = None
+        for peak in self.peaks.values():
+            peak.grad = None
 
     def read(self, loss: Tensor, norm: Tensor) -> tuple[Finding, Tensor]:
         """What the calls since `start` found, and its counts (layers, TENSORS, COUNTS) in float64 on the CPU."""
-        zeros = torch.zeros(len(TENSORS), len(COUNTS), device=loss.device)
+        count = len(self.layers)
+        zeros = torch.zeros(len(TENSORS) * len(COUNTS), device=loss.device)
         grads = [part.seen.grad for part in self.layers.values() if part.seen is not None]
-        device = loss.device
-        parts = [loss.reshape(1), norm.reshape(1), *((g if g is not None else zeros).reshape(-1) for g in grads)]
-        told = torch.cat([part.to(device, torch.float32) for part in parts]).cpu().double()
-        counts = told[2:].reshape(len(self.layers), len(TENSORS), len(COUNTS))
-        return self._judged(float(told[0]), float(told[1]), counts), counts
+        held = [zeros if g is None else g.reshape(-1) for g in grads]
+        held += [zeros[:2] if peak.grad is None else peak.grad for peak in self.peaks.values()]
+        told = torch.cat([part.to(loss.device, torch.float32) for part in (loss.reshape(1), norm.reshape(1), *held)])
+        (loss_, norm_), counts, peaks = told.cpu().double().split([2, zeros.numel() * count, 2 * count])
+        counts = counts.reshape(count, len(TENSORS), len(COUNTS))
+        return self._judged(float(loss_), float(norm_), counts, peaks.reshape(count, 2)), counts
 
-    def _judged(self, loss: float, norm: float, counts: Tensor) -> Finding:
+    def _judged(self, loss: float, norm: float, counts: Tensor, peaks: Tensor) -> Finding:
         broken, loud = [], []
-        listed: Sequence[Sequence[Sequence[float]]] = counts.tolist()
-        for (name, part), rows in zip(self.layers.items(), listed, strict=True):
+        for (name, part), rows, (above, ratio) in zip(self.layers.items(), counts.tolist(), peaks.tolist(), strict=True):
             whole = tensorwise(part.recipe)
             for tensor, (elements, nonfinite, flushed, _) in zip(TENSORS, rows, strict=True):
                 if nonfinite:
                     broken.append(Place(name, tensor, nonfinite))
                 elif tensor in whole and elements and flushed / elements > self.limits[name]:
                     loud.append(Place(name, tensor, flushed / elements))
-        usual = median(self.norms) if len(self.norms) >= _NORMS[0] else math.inf
-        jump = norm / usual if math.isfinite(norm) and norm > JUMP * usual else 0.0
-        return Finding(loss, norm, tuple(broken), tuple(loud), jump)
-
-    def applied(self, norm: float) -> None:
-        """Remember the norm of a step that was good at once, for the next ones to be compared with."""
-        self.norms.append(norm)
+                elif tensor in whole and tensor == "gradient" and above:
+                    loud.append(Place(name, tensor, ratio))
+        return Finding(loss, norm, tuple(broken), tuple(loud))
 
     def shares(self) -> dict[str, dict[str, tuple[float, int, int]]]:
         """By layer and tensor, over all steps so far: share flushed, values not finite, values clipped."""
@@ -146,6 +148,26 @@ class Watch:
                 for tensor, (elements, broken, flushed, clipped) in zip(TENSORS, rows, strict=True)
             }
         return found
+
+
+class _Peak(torch.autograd.Function):
+    """The identity; backward leaves in its second argument's gradient whether there is a peak, and the ratio."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, told: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        norm, n = torch.linalg.vector_norm, gradient.numel()
+        ratio = norm(gradient, float("inf"), dtype=torch.float32) / (norm(gradient, 1, dtype=torch.float32) / max(n, 1))
+        limit = min(PEAK, n / 2) if n >= _JUDGED else math.inf
+        return gradient, torch.stack([(ratio > limit).float(), ratio])
+
+
+def _peaked(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    return _Peak.apply(output, module.peak)
 
 
 def tensorwise(recipe: Recipe) -> frozenset[str]:

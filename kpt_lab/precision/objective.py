@@ -22,10 +22,10 @@ class Objective(nn.Module):
     def __init__(self, model: nn.Module, loss: Loss | None = None, autocast: torch.dtype | None = None) -> None:
         super().__init__()
         self.model, self.loss, self.autocast = model, loss, autocast
+        self.place = next((p.device.type for p in model.parameters()), "cpu")
 
     def forward(self, *pair: Any, **batch: Any) -> Tensor:
-        device = next((t.device.type for t in pytree.tree_leaves((pair, batch)) if isinstance(t, Tensor)), "cpu")
-        with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(self.place, self.autocast, enabled=self.autocast is not None):
             if batch:
                 output = self.model(**batch)
                 return output["loss"] if isinstance(output, Mapping) else output.loss

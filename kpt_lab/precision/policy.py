@@ -221,7 +221,7 @@ def _decision(name: str, part: nn.Linear, seen: Seen, choice: _Choice, emulate: 
     )  # fmt: skip
 
 
-def _told(failures: Mapping[Recipe, str]) -> str:
+def _told(failures: dict[Recipe, str]) -> str:
     """Why recipes were not taken, each reason once, by the first that it struck."""
     first = {why: recipe for recipe, why in reversed(failures.items()) if why}
     return "; ".join(f"not {_short(recipe)}: {why}" for why, recipe in reversed(first.items()))

@@ -100,6 +100,11 @@ class FP8Trainer:
         self.emulate = not hardware_optimization
         self.policy, self.on_bad, self.flushed, self.watched = policy, on_bad, flushed, watch
         self.accumulate, self.clip = accumulate, clip
+        if any(p.dtype == torch.float16 for p in model.parameters()):
+            raise ValueError(
+                "model has float16 parameters, whose gradients need loss scaling; pass it in float32 (trained under bfloat16 "
+                "autocast) or bfloat16"
+            )
         single = all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
         if autocast == "auto":
             autocast = torch.bfloat16 if single and self.device.type == "cuda" else None
@@ -142,7 +147,7 @@ class FP8Trainer:
         self.other_shapes += shapes != self._shapes
         told: tuple[str, str, str] | None = None
         with statistics_kept(self.model, keep=False) as restore:
-            loss, norm, found, counts = self._attempt(parts, self._compiled or self.objective)
+            loss, norm, found, counts = self._attempt(parts, self.objective if self._compiled is None else self._compiled)
             self.watch.totals += counts
             if found.bad:
                 again, why = self._repair(parts, found, restore)
@@ -153,8 +158,6 @@ class FP8Trainer:
                     restore()
         if told is None or told[0] == "repaired":
             self._update(norm)
-        if told is None:
-            self.watch.applied(found.norm)
         for parameter in self.model.parameters():
             parameter.grad = None
         if told:
@@ -201,7 +204,7 @@ class FP8Trainer:
             restore()
             with _recipes(self.model, recipes):
                 loss, norm, again, _ = self._attempt(parts, self.objective)
-            if not again.bad or _only_norm(again, recipes):
+            if not again.bad:
                 kinds = sorted({str(recipe) for recipe in recipes.values()})
                 return (loss, norm), f"done again with {len(recipes)} layers in {' or '.join(kinds)}"
         return None, "it stays so without FP8, so the batch or the model is the cause: skipped"
@@ -255,6 +258,7 @@ class FP8Trainer:
                 new[name] = recipe
         self.model = self.objective.model = convert(self.model, new, emulate=self.emulate, inplace=True)
         self.decisions = decisions
+        self.watch.close()
         usual = {layer.name: layer.errors.flushed for layer in decisions.layers}
         self.watch = Watch(self.model, usual, self.flushed, self.watched)
         self._compiled = None if self.emulate else torch.compile(self.objective)
@@ -292,7 +296,6 @@ class FP8Trainer:
             )
         elif decisions is not None:
             self._adopt(decisions)
-            self.watch.norms.extend(state["norms"])
             if self.watched:
                 self.watch.totals = state["totals"]
 
@@ -336,12 +339,6 @@ def _device(model: nn.Module, fast: bool) -> torch.device:
             "pass hardware_optimization=False to emulate FP8 here: the same numerics, slowly"
         )
     return device
-
-
-def _only_norm(found: Finding, recipes: Mapping[str, Recipe]) -> bool:
-    """Whether all that is left is a large norm that bfloat16 gives too: then the batch's own gradient is so large."""
-    plain = not any(recipe.any_fp8 for recipe in recipes.values())
-    return plain and found.kind == "spike" and not found.loud
 
 
 @contextlib.contextmanager
