@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
@@ -68,10 +68,19 @@ def _points(rows: list[Row], name: str, style: look.Style, measured: bool) -> go
         mode="markers",
         name=plain(name),
         marker={"color": style.color, "symbol": symbol, "size": 9},
+        error_y=_whiskers(rows, style.color) if measured else None,
         hovertext=[_words(row) for row in rows],
         hoverinfo="text",
         meta="values",
     )
+
+
+def _whiskers(rows: list[Row], color: str) -> dict[str, Any]:
+    """The interval of each rate, where there is one."""
+    rates = [row.rate for row in rows if row.rate]
+    up = [six(rate.high - rate.value) if rate.high else 0.0 for rate in rates]
+    down = [six(rate.value - rate.low) if rate.low else 0.0 for rate in rates]
+    return {"array": up, "arrayminus": down, "color": color, "thickness": 1.4, "width": 4}
 
 
 def _words(row: Row) -> str:

@@ -13,7 +13,7 @@ from kpt_lab.tables import markdown
 
 VENDORS = ("NVIDIA", "AMD", "Intel", "Apple", "Google")
 PARTS = (*(f"devices-{vendor.lower()}" for vendor in VENDORS), "device-sources", "disagreements")
-FIGURES = {  # columns: several arithmetic types that a sheet prints in one row
+FIGURES = {  # columns, and the arithmetic types that a sheet prints in one row
     "float64": ("float64",),
     "float32": ("float32",),
     "tf32": ("tf32",),
@@ -24,7 +24,8 @@ FIGURES = {  # columns: several arithmetic types that a sheet prints in one row
     "bandwidth": ("bandwidth",),
     "memory": ("memory",),
 }
-HALVED = "½"
+HALVED = "\N{DAGGER}"
+_SCALE = {"FLOP/s": 1e12, "OP/s": 1e12, "B/s": 1e9, "B": 1e9}  # the page says: TFLOP/s, TOP/s, GB/s and GB
 
 
 def sheets(part: str) -> str:
@@ -54,10 +55,10 @@ def _first(device: Device, kinds: Iterable[str]) -> Figure | None:
 
 
 def _printed(figure: Figure | None) -> str:
-    """A figure for one device, dense, with the mark of those that are half of what is printed; "-" for none."""
+    """A figure for one device, dense, in the page's units, with the mark of those that are half of what is printed; "-" for none."""
     if figure is None:
         return "-"
-    return quantity(figure.metric).replace(" ", "\N{NO-BREAK SPACE}") + (f" {HALVED}" if figure.share == 2 else "")
+    return f"{figure.value / _SCALE[figure.base]:.4g}" + (f"\N{NO-BREAK SPACE}{HALVED}" if figure.share == 2 else "")
 
 
 def _numbers() -> dict[Source, int]:

@@ -287,6 +287,10 @@ def test_the_figure_draws_a_point_for_each_part_that_has_flops_and_bytes() -> No
 def test_measured_trials_go_into_the_project_s_own_roofline() -> None:
     pytest.importorskip("plotly")
     found = roofline(nn.Linear(8, 4), torch.randn(3, 8), budget=0.01)
+    own = next(trace for trace in found.figure().data if trace.meta == "values")
+    rate = found.whole.rate
+    assert rate is not None
+    assert rate.low is None or own.error_y.arrayminus[0] == pytest.approx(rate.value - rate.low, rel=1e-4)
     drawn = kpt.figures.roofline(found.trials, target=FAST)
     assert [trace.name for trace in drawn.data if trace.meta == "values"] == ["eager"]
 
