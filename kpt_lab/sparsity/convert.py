@@ -20,9 +20,10 @@ import torch
 from torch import nn
 
 from kpt_lab.core import Unsupported
-from kpt_lab.sparsity import machine, stored
+from kpt_lab.sparsity import budget, machine, stored
 from kpt_lab.sparsity.calibration import Calibration
-from kpt_lab.sparsity.linear import Arithmetic, SparseLinear, balanced_scale
+from kpt_lab.sparsity.eight import balanced_scale
+from kpt_lab.sparsity.linear import Arithmetic, SparseLinear
 from kpt_lab.sparsity.machine import Machine
 from kpt_lab.sparsity.patterns import SparsityPattern, as_pattern, magnitude_mask
 from kpt_lab.sparsity.prune import AUTO, LayerReport, prune
@@ -105,25 +106,27 @@ class StructuredSparse:
         work = stored.linearised(model if inplace else copy.deepcopy(model))
         known = _calibrated(work, calibration, pattern)
         chosen = criterion if criterion or pattern == SparsityPattern.AUTO else (BEST if known is not None else None)
-        before = None if quality is None else _loss(quality, work, "the dense model")
+        before = None if quality is None else budget.loss_of(quality, work, "the dense model")
         slow = _slow(work, where, sizes, arithmetic, skip) if pattern == SparsityPattern.AUTO and where.here else {}
         originals = (
-            {name: part.weight.detach().clone() for name, part in _linears(work).items()} if loss_budget is not None else {}
+            {name: part.weight.detach().clone() for name, part in budget.linears(work).items()}
+            if loss_budget is not None
+            else {}
         )
         found = prune(work, pattern, criterion=chosen, calibration=known, inplace=True, damping=damping, skip=[*skip, *slow])
         if not found.pruned and not slow:
             reasons = "; ".join(f"{name or 'the layer'}: {why}" for name, why in list(found.skipped.items())[:4])
             raise ValueError(f"model has no layer that {found.pattern} fits: {reasons}")
-        back = _within(work, found.pruned, originals, quality, before, loss_budget)
+        back = budget.within(work, found.pruned, originals, quality, before, loss_budget)
         reports = [replace(r, skipped=slow.get(r.name, "") or back.get(r.name, "") or r.skipped) for r in found.layers]
         sizing = _Sizing(sizes, arithmetic, keep_dense, known)
         made, layers = _placed(work, reports, where, sizing)
         loss = None
         if quality is not None and before is not None:
-            loss = before, _asked(quality, made)
+            loss = before, budget.asked(quality, made)
             if loss_budget is not None and not loss[1] <= before * (1 + loss_budget):  # 8 bits, or another order of additions
                 made, layers = _dense_again(made, layers, "as sparse products the loss was over the budget")
-                loss = before, _asked(quality, made)
+                loss = before, budget.asked(quality, made)
         return cls(made, found.pattern, where, layers, loss, _note(known, pattern, where))
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -170,7 +173,7 @@ class StructuredSparse:
 # ---- checking -----------------------------------------------------------------------------------------------------------------
 
 
-def _checked(model: Any, pattern: SparsityPattern | str, budget: Any, quality: Any) -> SparsityPattern:
+def _checked(model: Any, pattern: SparsityPattern | str, allowed: Any, quality: Any) -> SparsityPattern:
     """The pattern; a sentence for what can't be used, before any work."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; an nn.Module is needed")
@@ -188,37 +191,19 @@ def _checked(model: Any, pattern: SparsityPattern | str, budget: Any, quality: A
         raise ValueError(
             f"pattern is {pattern}, which no product here speeds up; accepted are 2:4 and AUTO (prune takes any n:m)"
         )
-    if budget is None:
+    if allowed is None:
         return pattern
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 <= budget <= 1:
-        raise ValueError(f"loss_budget is {budget!r}; a number from 0 to 1 is accepted, the relative rise of the loss")
+    if isinstance(allowed, bool) or not isinstance(allowed, int | float) or not 0 <= allowed <= 1:
+        raise ValueError(f"loss_budget is {allowed!r}; a number from 0 to 1 is accepted, the relative rise of the loss")
     if quality is None:
         raise ValueError("loss_budget needs quality, a function from the model to its loss (lower is better)")
     return pattern
-
-
-def _asked(quality: Callable[[nn.Module], float], model: nn.Module) -> float:
-    with torch.no_grad():
-        return float(quality(model))
-
-
-def _loss(quality: Callable[[nn.Module], float], model: nn.Module, what: str) -> float:
-    loss = _asked(quality, model)
-    if not (math.isfinite(loss) and loss > 0):
-        raise ValueError(
-            f"quality gives {loss} for {what}; a positive finite loss is needed, for its rise is taken relative to it"
-        )
-    return loss
 
 
 def _calibrated(model: nn.Module, given: Any, pattern: SparsityPattern) -> Calibration | None:
     if given is None and pattern == SparsityPattern.AUTO:
         raise ValueError("calibration is None; SparsityPattern.AUTO compares errors and needs batches or a Calibration")
     return given if given is None or isinstance(given, Calibration) else Calibration.collect(model, given)
-
-
-def _linears(model: nn.Module) -> dict[str, nn.Linear]:
-    return {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
 
 
 def _note(calibration: Calibration | None, pattern: SparsityPattern, where: Machine, loaded: bool = False) -> str:
@@ -228,46 +213,6 @@ def _note(calibration: Calibration | None, pattern: SparsityPattern, where: Mach
     if pattern == SparsityPattern.AUTO and not where.here:
         notes.append("Time unknown here: the masks were chosen by error alone.")
     return " ".join(notes)
-
-
-# ---- within the budget --------------------------------------------------------------------------------------------------------
-
-
-def _within(
-    model: nn.Module,
-    pruned: Sequence[LayerReport],
-    originals: dict[str, torch.Tensor],
-    quality: Callable[[nn.Module], float] | None,
-    before: float | None,
-    budget: float | None,
-) -> dict[str, str]:
-    """Put layers back until the loss holds, fewest by bisection over the most damaging; name to reason of those put back."""
-    if budget is None or quality is None or before is None:
-        return {}
-    limit = before * (1 + budget)
-    layers = {r.name: _linears(model)[r.name] for r in pruned}
-    weights = {name: layer.weight.detach().clone() for name, layer in layers.items()}
-
-    def loss_with(kept: Collection[str]) -> float:
-        with torch.no_grad():
-            for name, layer in layers.items():
-                layer.weight.copy_(weights[name] if name in kept else originals[name])
-        found = _asked(quality, model)
-        return found if math.isfinite(found) else math.inf
-
-    if loss_with(layers) <= limit:
-        return {}
-    alone = {name: loss_with({name}) / before - 1 for name in layers}
-    order = sorted(alone, key=alone.__getitem__, reverse=True)
-    low, high = 0, len(order)  # putting `low` back is not enough, putting `high` back is: then the model is dense
-    while high - low > 1:
-        middle = (low + high) // 2
-        if loss_with(order[middle:]) <= limit:
-            high = middle
-        else:
-            low = middle
-    loss_with(order[high:])
-    return {name: f"put back for the loss budget: alone it changes the loss by {alone[name]:+.2%}" for name in order[:high]}
 
 
 @dataclass(frozen=True)
@@ -297,7 +242,7 @@ def _slow(
 ) -> dict[str, str]:
     """The layers whose sparse product doesn't win at any of these token counts, or can't run: name to reason."""
     reasons = {}
-    for name, part in _linears(model).items():
+    for name, part in budget.linears(model).items():
         if name in skip or part.weight.shape[1] % 4:
             continue
         try:

@@ -25,7 +25,8 @@ from kpt_lab.precision.casts import cast
 from kpt_lab.precision.formats import e4m3fn
 from kpt_lab.precision.scaling import quantise
 from kpt_lab.sparsity.cusparselt import FP8
-from kpt_lab.sparsity.linear import Arithmetic, Form, SparseLinear, balanced_scale, fp8_product, scaled_mm, static_cast
+from kpt_lab.sparsity.eight import balanced_scale, fp8_product, scaled_mm, static_cast
+from kpt_lab.sparsity.linear import Arithmetic, Form, SparseLinear
 from kpt_lab.sparsity.patterns import magnitude_mask
 from kpt_lab.sparsity.search import captured
 

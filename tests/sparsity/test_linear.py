@@ -17,7 +17,8 @@ from kpt_lab.precision.formats import e4m3fn
 from kpt_lab.precision.scaling import quantise, sqnr
 from kpt_lab.sparsity import cusparselt, layer, search
 from kpt_lab.sparsity.cusparselt import Plan
-from kpt_lab.sparsity.linear import SparseLinear, balanced_scale
+from kpt_lab.sparsity.eight import balanced_scale
+from kpt_lab.sparsity.linear import SparseLinear
 from kpt_lab.sparsity.patterns import magnitude_mask
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(bool(cusparselt.unsupported("cuda", torch.bfloat16)), reason="needs 2:4 products")]
