@@ -1,0 +1,188 @@
+"""The model that `optimize` returns: the one that was passed, called through the fastest stack where that one was checked."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from kpt_lab import check
+from kpt_lab.core import Technique, Trials
+from kpt_lab.models import _call
+from kpt_lab.optimize.live import Held, applied, canonical, described, first_call, form, parts_of, positional_names
+from kpt_lab.optimize.search import AS_PASSED, Found, Request, device_name, search
+
+_SHARED = (
+    "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_state_dict_hooks", "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
+
+
+class Optimised(nn.Module):
+    """A model and the stack that was chosen for it; parameters, buffers and state_dict are those of the model as passed.
+
+    model: the module that was passed, unchanged. chosen: the stack's label, or "as passed"; reason: why. trials: everything
+    that was measured. as_passed: how many calls ran the model as passed, by reason. `report()` gives every stack tried.
+    A call of another form than the one measured (shapes, dtypes, plain values, modes, gradients on or off, autocast) runs the
+    model as passed, and the first one of each kind says so. With workload_type "inference" no call records gradients. Other
+    attributes and methods are the model's own. For one thread at a time. A copy or a pickle of it holds no stack.
+    """
+
+    model: nn.Module
+    chosen: str
+    reason: str
+    trials: Trials
+    as_passed: Counter[str]
+
+    def __init__(self, model: nn.Module, request: Request) -> None:
+        super().__init__()
+        for name in _SHARED:
+            self.__dict__[name] = model.__dict__[name]
+        self.__dict__ |= {"model": model, "chosen": AS_PASSED, "reason": "it is tuned on its first call", "trials": Trials()}
+        self.__dict__ |= {"as_passed": Counter(), "_request": request, "_found": Found(), "_waiting": True}
+        self.__dict__ |= {"_fast": None, "_held": None, "_form": None, "_names": positional_names(model)}
+
+    # -- tuning ---------------------------------------------------------------------------------------------------------------
+
+    def tune(self, inputs: tuple) -> Optimised:
+        """Search once for inputs of this form (positional, or one mapping by name), and keep what won."""
+        self.__dict__["_waiting"] = False
+        inputs = check.detach_inputs(inputs)
+        devices = sorted({p.device.index or 0 for p in self.model.parameters() if p.is_cuda})
+        with torch.inference_mode(False), torch.random.fork_rng(devices=devices):
+            found = search(self.model, inputs, self._request)
+            self.__dict__ |= {"_found": found, "reason": found.reason, "trials": found.trials}
+            if found.technique is not None:
+                self._keep(found.technique, found.limit, inputs)
+        return self
+
+    def _keep(self, technique: Technique, limit: float | None, inputs: tuple) -> None:
+        """Put the stack on the model itself, and call it once."""
+        parts, training = parts_of(technique), self._request.training
+        packed = any(part.stage == "sparsity" or (part.stage == "precision" and not training) for part in parts)
+        try:
+            with torch.set_grad_enabled(training):
+                fast = applied(parts, self.model, inputs)
+            first_call(fast, self.model, inputs, training=training, limit=limit)
+        except Exception as error:  # as the search: a model that works as before
+            told = " ".join(str(error).split())[:300] or type(error).__name__
+            self.__dict__["reason"] = f"{technique.label} won, but not on the model itself: {told}"
+            return
+        self.__dict__ |= {"_fast": fast, "_form": form(inputs), "_held": Held(self.model, values=packed)}
+        self.__dict__["chosen"] = technique.label
+
+    # -- calling --------------------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        if self._request.training:
+            return self._call(args, named)
+        with torch.no_grad():
+            return self._call(args, named)
+
+    def _call(self, args: tuple, named: dict[str, Any]) -> Any:
+        fast: Any = self._fast
+        if fast is None and not self._waiting:
+            return self.model(*args, **named)
+        inputs = canonical(self._names, args, named)
+        reason = self._unusual(inputs)
+        if not reason and self._waiting:
+            assert inputs is not None
+            self.tune(inputs)
+            if (fast := self._fast) is None:
+                return self.model(*args, **named)
+        reason = reason or self._unchecked(inputs)
+        if not reason:
+            assert inputs is not None
+            return _call(fast, inputs)
+        kind = reason.partition(":")[0]
+        self.as_passed[kind] += 1
+        if self.as_passed[kind] == 1:
+            warnings.warn(f"this call runs the model as passed: {reason}", stacklevel=5)
+        return self.model(*args, **named)
+
+    def _unusual(self, inputs: tuple | None) -> str:
+        """Why a call can't be measured or run through a stack, or ""."""
+        if inputs is None:
+            return "its inputs are neither positional nor all given by name"
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            return "autocast is on, under which nothing was measured"
+        if self._request.training and not torch.is_grad_enabled():
+            return "gradients are off, and forward with backward was measured"
+        return ""
+
+    def _unchecked(self, inputs: tuple | None) -> str:
+        assert inputs is not None
+        if form(inputs) != self._form:
+            return f"another form of inputs than the one measured: {described(inputs)}"
+        if self._fragile and any(p.grad is not None for p in self.model.parameters()):
+            return "gradients of an earlier step are still held, and reduce-overhead would overwrite them"
+        return str(self._held.changed())
+
+    @property
+    def _fragile(self) -> bool:
+        return self._request.training and "reduce-overhead" in self.chosen
+
+    # -- being the model --------------------------------------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "model" not in self.__dict__:
+                raise
+            return getattr(self.__dict__["model"], name)
+
+    @property
+    def training(self) -> bool:
+        """The model's own mode."""
+        return self.model.training if "model" in self.__dict__ else True
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "model" in self.__dict__:
+            self.model.training = mode
+
+    def train(self, mode: bool = True) -> Optimised:
+        """Set the model's mode; the stack stays for the mode in which it was measured."""
+        self.model.train(mode)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.model._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any, **named: Any) -> None:
+        self.model._load_from_state_dict(*args, **named)
+
+    def __reduce__(self) -> Any:
+        return _copied, (self.model, self._request)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimised:
+        return _copied(copy.deepcopy(self.model, memo), self._request)
+
+    # -- telling ----------------------------------------------------------------------------------------------------------------
+
+    def report(self) -> str:
+        """Every stack tried: its ratio over the model as passed with the interval, the verdict, or why it could not run."""
+        request = self._request
+        head = (
+            f"{type(self.model).__name__}: {request.workload_type}, {request.performance_target}, on {device_name(self.model)}"
+        )
+        lines = [head, f"chosen: {self.chosen}", f"because {self.reason}"]
+        for line in self._found.lines:
+            ratio = f"{line.ratio.value:.3f}x [{line.ratio.low:.3f}, {line.ratio.high:.3f}] " if line.ratio else ""
+            against = f" over {line.over}" if line.ratio else ""
+            lines.append(f"  {line.step:<9} {line.label}{against}: {ratio}{line.said}")
+        lines += [f"  {count} calls ran the model as passed: {kind}" for kind, count in self.as_passed.items()]
+        return "\n".join(lines)
+
+    def extra_repr(self) -> str:
+        return f"chosen={self.chosen!r}"
+
+
+def _copied(model: nn.Module, request: Request) -> Optimised:
+    """A copy's weights are new, and a stack belongs to the old ones: the copy is tuned on its first call."""
+    return Optimised(model, request)

@@ -1,0 +1,341 @@
+"""The search: measure the stacks beside the model as passed, choose by the lower end of an interval, and confirm on new values."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from kpt_lab import baselines
+from kpt_lab.core import Incomparable, Problem, Ratio, Technique, Trial, Trials, Unsupported, Verdict, Workload, dtype_name
+from kpt_lab.measure import measure
+from kpt_lab.models import workload
+from kpt_lab.optimize import stacks
+from kpt_lab.optimize.live import applied, parts_of
+from kpt_lab.ratios import compare
+from kpt_lab.runner import missing_requirement
+
+GAIN = 1.02
+"""The lower end of a stack's interval must lie above this: restarts of a process move a time by as much."""
+CALLS = 4
+"""Calls that follow one another without waiting, where the target is throughput on a GPU."""
+AS_PASSED = "as passed"
+
+_SHARE = 0.6  # of the free memory that copies of the model may take; the rest is for activations
+_WIN: dict[Verdict, Verdict] = {"FASTER": "SLOWER", "SLOWER": "FASTER", "SAME": "SAME", "UNCLEAR": "UNCLEAR"}
+Quality = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asked for, checked."""
+
+    workload_type: str
+    performance_target: str
+    budget: float
+    quality: Quality | None = None
+    loss_budget: float | None = None
+    techniques: tuple[Technique, ...] | None = None
+
+    @property
+    def training(self) -> bool:
+        """Whether forward and backward are timed, and calls keep their graph."""
+        return self.workload_type == "training"
+
+
+class Line(NamedTuple):
+    """One line of the report: a stack, what it was set against in which step, the ratio if there is one, and what was said."""
+
+    step: str
+    label: str
+    over: str
+    ratio: Ratio | None
+    said: str
+
+
+@dataclass
+class Found:
+    """What a search ends with: the stack or None, the reason, and everything that was measured."""
+
+    technique: Technique | None = None
+    reason: str = ""
+    lines: list[Line] = field(default_factory=list)
+    trials: Trials = field(default_factory=Trials)
+    limit: float | None = None
+
+
+def search(model: nn.Module, inputs: tuple, request: Request) -> Found:
+    """Search the stacks for this model and these inputs; whatever goes wrong, the answer is "as passed" and why."""
+    if reason := not_measurable(model, inputs):
+        return Found(reason=reason)
+    before = None
+    if request.quality is not None and not math.isfinite(before := float(request.quality(model))):
+        raise ValueError(f"quality(model) gave {before} for the model as passed; a finite loss is needed")
+    run = _Search(model, inputs, request, before)
+    try:
+        run.run()
+    except Exception as error:  # the promise is a model that works as before, whatever measuring a copy of it met
+        run.found.technique = None
+        run.found.reason = f"it could not be measured: {' '.join(str(error).split())[:400] or type(error).__name__}"
+    return run.found
+
+
+def not_measurable(model: nn.Module, inputs: tuple) -> str:
+    """Why copies of this model would not stand for it, or ""."""
+    floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    places = {p.device for p in model.parameters()}
+    given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
+    if len(places) > 1:
+        return f"its parameters lie on several devices ({_names(places)}), and a cell is measured on one"
+    if len(floats) > 1:
+        return f"its parameters are of several dtypes ({_names(floats)}), and a cell is measured in one"
+    if not given:
+        return "the call has no tensor among its inputs"
+    if others := {t.dtype for t in given if t.is_floating_point()} - floats:
+        return f"its inputs are {_names(others)} and its parameters {_names(floats)}, and a cell is measured in one dtype"
+    return ""
+
+
+def _names(values: Any) -> str:
+    return ", ".join(sorted(str(value).removeprefix("torch.") for value in values))
+
+
+class _Search:
+    """One search: its workload, and what was found so far."""
+
+    def __init__(self, model: nn.Module, inputs: tuple, request: Request, loss: float | None) -> None:
+        self.model, self.inputs, self.request, self.loss, self.found = model, inputs, request, loss, Found()
+        first = next(p for p in model.parameters() if p.is_floating_point())
+        self.device, self.dtype = first.device.type, first.dtype
+        self.metric = "wall_time" if self.device == "cuda" else "time"
+
+    def run(self) -> None:
+        """Lossless stacks, lossy ones on top of the best of them, and the winners once more on new values."""
+        work, best, changed = self._workload(self.inputs), None, None
+        given = self.request.techniques
+        plain = stacks.lossless(self.model, self.request.workload_type, self.device) if given is None else given
+        plain = tuple(t for t in plain if t.contract != "lossy")
+        if plain:
+            best = self._best("lossless", work, plain, seed=0)
+        if self.request.quality is not None:
+            lossy = stacks.lossy(self.request.workload_type) if given is None else given
+            allowed = self._within_budget([t for t in lossy if t.contract == "lossy"])
+            if allowed:
+                over = stacks.over(best, allowed)
+                changed = self._best("lossy", work, over, seed=1, beside=best)
+        finalists = [t for t in (changed, best) if t]
+        if not finalists:
+            self.found.reason = self._why_none()
+            return
+        self._confirm(finalists)
+
+    def _workload(self, inputs: tuple) -> Workload:
+        mode = "backward" if self.request.training else "forward"
+        work = replace(workload(self.model, *inputs), cost=None)  # the bound needs a run in float32 on the CPU; ratios don't
+        if self.request.performance_target == "throughput" and self.device == "cuda":
+            work = replace(work, make=functools.partial(_queued, work.make))
+        return work(mode=mode)
+
+    # -- one step -------------------------------------------------------------------------------------------------------------
+
+    def _best(
+        self, step: str, work: Workload, techniques: Sequence[Technique], *, seed: int, beside: Technique | None = None
+    ) -> Technique | None:
+        """The fastest of those that keep the rule, over the model as passed and, where given, over the stack `beside`."""
+        cells = self._measured(work, techniques, seed, beside)
+        kept: list[tuple[float, Technique]] = []
+        for technique, (trial, eager, other) in cells.items():
+            over = self._line(step, trial, eager, AS_PASSED, len(cells))
+            held = over is not None and over.low > GAIN
+            if other is not None and beside is not None and over is not None:
+                more = self._line(step, trial, other, beside.label, len(cells))
+                held = held and more is not None and more.low > GAIN
+            if held and over is not None:
+                kept.append((over.value, technique))
+        return max(kept, key=lambda pair: pair[0])[1] if kept else None
+
+    def _line(self, step: str, trial: Trial, over: Trial, name: str, choices: int) -> Ratio | None:
+        """The speedup of one Trial over another of its cell, as a line of the report."""
+        ratio, said = None, trial.advice
+        if trial.status == "ok":
+            try:
+                ratio = compare(over, trial, self.metric, choices=choices)
+                ratio = replace(ratio, verdict=_WIN[ratio.verdict])  # compare judges `over` by its time
+                said = ratio.verdict
+            except Incomparable as error:
+                said = str(error)
+        self.found.lines.append(Line(step, trial.label, name, ratio, said or trial.status))
+        return ratio
+
+    def _measured(
+        self, work: Workload, techniques: Sequence[Technique], seed: int, beside: Technique | None = None
+    ) -> dict[Technique, tuple[Trial, Trial, Trial | None]]:
+        """For each technique its Trial, and those of eager and of `beside` in the same cell."""
+        found: dict[Technique, tuple[Trial, Trial, Trial | None]] = {}
+        always = [baselines.eager, *([beside] if beside else [])]
+        size = self._stacks_a_cell(len(always))
+        for start in range(0, len(techniques), size):
+            chunk = techniques[start : start + size]
+            trials = measure(
+                work,
+                [*always, *chunk],
+                device=self.device,
+                dtype=self.dtype,
+                seed=seed,
+                budget=self.request.budget,
+                processes=0,
+            )
+            self.found.trials += trials
+            by_label = {trial.label: trial for trial in trials}
+            if (eager := by_label["eager"]).status != "ok":
+                raise Unsupported(f"a copy of it {eager.status}: {eager.advice}")
+            other = by_label[beside.label] if beside else None
+            found |= {technique: (by_label[technique.label], eager, other) for technique in chunk}
+        return found
+
+    def _stacks_a_cell(self, always: int) -> int:
+        """How many copies of the model fit beside the oracle's, the specification's and those that every cell has."""
+        size = sum(t.nbytes for t in {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}.values())
+        oracle = 8 / self.dtype.itemsize * size
+        room = _SHARE * _free(self.device) - oracle - (1 + always) * size
+        if room < size:
+            raise Unsupported(
+                f"its copies need about {(oracle + (2 + always) * size) / 1e9:.1f} GB, more than {_SHARE:.0%} of what is free on "
+                f"{self.device}; optimize a part of it, such as one block"
+            )
+        return int(min(room / max(size, 1), 64))
+
+    # -- lossy ----------------------------------------------------------------------------------------------------------------
+
+    def _within_budget(self, techniques: Sequence[Technique]) -> list[Technique]:
+        """Those whose loss rises by no more than the budget; the others get a line, and are not timed."""
+        budget, allowed = self.request.loss_budget, []
+        assert budget is not None
+        for technique in techniques:
+            try:
+                rise, said = self._rise(technique)
+            except Exception as error:  # what fails here is a line, as it would be in measure
+                rise, said = math.inf, str(error) or type(error).__name__
+            if rise <= budget:
+                allowed.append(technique)
+            else:
+                said = f"not tried: {said}"
+            self.found.lines.append(Line("quality", technique.label, AS_PASSED, None, said))
+        return allowed
+
+    def _rise(self, technique: Technique) -> tuple[float, str]:
+        """Relative rise of the loss under a lossy technique, without compiler and graph, and the sentence about it."""
+        if missing := missing_requirement(technique, self.device):
+            return math.inf, missing
+        quality, before = self.request.quality, self.loss
+        assert quality is not None
+        assert before is not None
+        parts = tuple(part for part in parts_of(technique) if part.stage not in ("compile", "graph"))
+        after = float(quality(applied(parts, self.model, self.inputs)))  # type: ignore[arg-type]
+        rise = (after - before) / abs(before) if before else math.inf * after if after else 0.0
+        rise = math.inf if math.isnan(rise) else rise
+        return (
+            rise,
+            f"loss {before:.6g} before, {after:.6g} after: a rise of {rise:.2%}, {self.request.loss_budget:.2%} allowed",
+        )
+
+    # -- confirming -------------------------------------------------------------------------------------------------------------
+
+    def _confirm(self, finalists: Sequence[Technique]) -> None:
+        """The winners again in a fresh cell, on values that no call has seen: the first that keeps the rule is chosen."""
+        work = self._workload(unseen(self.inputs, seed=1))
+        best = finalists[-1] if len(finalists) > 1 else None
+        cells = self._measured(work, finalists[:1] if best else finalists, seed=2, beside=best)
+        (trial, eager, other), first = cells[finalists[0]], finalists[0]
+        over = self._line("confirm", trial, eager, AS_PASSED, len(finalists))
+        held = over is not None and over.low > GAIN
+        if other is not None and best is not None:
+            more = self._line("confirm", trial, other, best.label, len(finalists))
+            held = held and more is not None and more.low > GAIN
+            if not held:
+                first, trial = best, other
+                over = self._line("confirm", other, eager, AS_PASSED, len(finalists))
+                held = over is not None and over.low > GAIN
+        if not held or over is None:
+            told = f"came to {_span(over)}" if over else f"failed ({trial.advice})"
+            self.found.reason = (
+                f"{first.label} won the search, but measured afresh on new values it {told}: {GAIN}x is asked for"
+            )
+            return
+        self.found.technique = first
+        self.found.reason = f"{first.label} is {_span(over)} as fast as the model as passed, measured afresh on new values"
+        exact = first.contract == "same" and not work.random
+        self.found.limit = 2 * float(trial.chosen["error_limit"]) if exact else None  # two results, each that near the oracle
+
+    def _why_none(self) -> str:
+        ratios = [line for line in self.found.lines if line.ratio and line.over == AS_PASSED]
+        if not ratios:
+            return "no stack ran here"
+        top = max(ratios, key=lambda line: line.ratio.value if line.ratio else 0.0)
+        assert top.ratio is not None
+        more = "; a larger budget may tell" if top.ratio.verdict == "UNCLEAR" and top.ratio.value > GAIN else ""
+        return f"no stack's interval lies above {GAIN}x: {top.label} came to {_span(top.ratio)}{more}"
+
+
+def _span(ratio: Ratio) -> str:
+    high = f"{ratio.high:.3f}" if math.isfinite(ratio.high) else "inf"
+    return f"{ratio.value:.3f}x [{ratio.low:.3f}, {high}]"
+
+
+def _queued(make: Callable[..., Problem], /, *, device: str, dtype: torch.dtype, seed: int, mode: str = "forward") -> Problem:
+    """The same problem, its step called several times without waiting in between."""
+    problem = make(device=device, dtype=dtype, seed=seed, mode=mode)
+    return replace(problem, drive=functools.partial(_in_a_row, problem.drive))
+
+
+def _in_a_row(drive: Callable[..., Any], candidate: Callable[..., Any]) -> Callable[..., Any]:
+    step = drive(candidate)
+
+    def calls(*inputs: Any) -> Any:
+        for _ in range(CALLS - 1):
+            step(*inputs)
+        return step(*inputs)
+
+    return calls
+
+
+def _free(device: str) -> float:
+    """Bytes free for copies; infinite where the system does not say."""
+    if device == "cuda":
+        return float(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), math.inf)
+
+
+def unseen(inputs: tuple, seed: int) -> tuple:
+    """Inputs of the same form with other values: rows in another order, floats scaled a little, integers rolled along the row."""
+    generator = torch.Generator().manual_seed(seed)
+    orders: dict[int, Tensor] = {}
+
+    def other(tensor: Tensor) -> Tensor:
+        given = tensor.detach().cpu()
+        if not given.dim() or not given.numel():
+            return given.clone()
+        order = orders.setdefault(given.shape[0], torch.randperm(given.shape[0], generator=generator))
+        given = given[order]
+        if given.is_floating_point():  # a factor keeps signs, zeros and masks of -inf
+            return given * (1 + 0.1 * torch.rand(given.shape, generator=generator, dtype=torch.float32)).to(given.dtype)
+        return given.roll(1 + given.shape[-1] // 3, -1)
+
+    return pytree.tree_map_only(Tensor, other, inputs)
+
+
+def device_name(model: nn.Module) -> str:
+    """Where a model's parameters lie and in what: "cpu, float32"."""
+    found = {f"{p.device.type}, {dtype_name(p.dtype)}" for p in model.parameters() if p.is_floating_point()}
+    return " and ".join(sorted(found))
