@@ -1,0 +1,75 @@
+"""benchmarks/sparsity_on_gpu.py without a GPU: what it explores, which cells it records in which order, and its tables."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import Counter
+from pathlib import Path
+
+import fakes
+import pytest
+import torch
+
+from kpt_lab import records
+from kpt_lab.core import Metric, Trial, Trials
+from kpt_lab.sparsity import layer
+
+PATH = Path(__file__).parents[2] / "benchmarks/sparsity_on_gpu.py"
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    fakes.install(monkeypatch, lambda name: 2.0 if "dense" in str(name) else 1.0 + getattr(name, "algorithm", 0))
+    monkeypatch.setenv("KPT_LAB_CACHE", str(tmp_path / "cache"))
+    spec = importlib.util.spec_from_file_location("sparsity_on_gpu", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.OUT, module.DEVICE, module.SHAPES, module.TOKENS = tmp_path, "cpu", ((64, 96), (128, 64)), (48, 16)
+    return module
+
+
+def test_exploring_goes_on_after_a_failure(script, tmp_path, monkeypatch, capsys):
+    plain = torch._cslt_compress
+    monkeypatch.setattr(torch, "_cslt_compress", lambda w: plain(w) if w.shape != (64, 128) else fakes._mm(w, w, alg_id=99))
+    script.explore(1e9)
+    rows = json.loads((tmp_path / "sparsity_explore.json").read_text())["rows"]
+    assert len(rows) == 8
+    good, bad = ([r for r in rows if (r["in"] == 64) == kind] for kind in (True, False))
+    assert all(r["best"] == "algorithm 0" and r["wrong"] == [1] for r in good)
+    assert all(fakes.REFUSED in r["errors"]["layer"] for r in bad)
+    assert "ERRORS" in capsys.readouterr().out
+    remembered = json.loads((tmp_path / "cache/sparse_24.json").read_text())["found"]
+    assert len(remembered) == 4
+
+
+def test_every_cell_is_recorded_once_a_process_first_processes_first(script):
+    found = list(script.jobs("all"))
+    assert [job.process for job in found] == sorted(job.process for job in found)
+    sizes = Counter((job.workload.name, tuple(job.params.items()), job.process) for job in found)
+    assert set(sizes.values()) == {1}
+    assert len(found) == len(list(script.jobs("headline"))) + len(list(script.jobs("rest")))
+    processes = Counter(job.cell for job in found)
+    assert set(processes.values()) == {1, 6}
+    assert len(processes) == len([job for job in found if job.process == 0])
+    assert set(Counter(job.cell for job in script.jobs("headline")).values()) == {6}
+
+
+def test_the_summary_takes_the_best_dense_and_the_worst_dispatch(script, tmp_path, capsys):
+    gains = {layer.dense.label: 1.0, layer.dense_autotuned.label: 1.25, layer.searched_bf16.label: 2.5}
+    made = []
+    for tokens, dispatch in ((16, 1.2), (4096, 2.5), (8192, 2.5)):
+        for technique in (layer.dense, layer.dense_autotuned, layer.searched_bf16, layer.dispatch_bf16):
+            times = tuple(round(1e6 / gains.get(technique.label, dispatch)) for _ in range(30))
+            made.append(
+                Trial(
+                    layer.forward.name, technique.name, {"tokens": tokens, "in_features": 64, "out_features": 96},
+                    technique.knobs, technique.contract, technique.baseline, device="cuda", dtype="bfloat16", cell=str(tokens),
+                    metrics={"time": Metric(times[0] / 1e9, "s", "measured")}, samples={"time": times},
+                )
+            )  # fmt: skip
+    records.record(Trials(made), tmp_path / "r.jsonl")
+    script.summary(tmp_path / "r.jsonl")
+    told = capsys.readouterr().out
+    assert "sparsity.layer.forward 2:4 bf16: 2.000x over 2 cells, lowest 2.000x" in told
+    assert "dispatch bf16, sparsity.layer.forward: 0.960x at forward 16 x 64 -> 96" in told
