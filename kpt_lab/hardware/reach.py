@@ -69,7 +69,7 @@ def on_cpu(again: bool = False) -> dict[str, Any]:
 
 
 def on_cuda(device: str) -> dict[str, Any]:
-    """The fields of Ceilings that an NVIDIA GPU reaches, by device time; under ten seconds where it is a large one."""
+    """The fields of Ceilings that an NVIDIA GPU reaches, by device time."""
     properties, capability = torch.cuda.get_device_properties(device), torch.cuda.get_device_capability(device)
     tries = [t for dtype in (torch.float32, torch.float64, torch.float16) for t in _products(device, dtype, _CUDA_SIZES)]
     absent: dict[str, str] = {}

@@ -28,7 +28,7 @@ from kpt_lab.terminal import columns
 
 HEADER = ("part", "kind", "calls", "FLOP", "bytes", "FLOP/B", "bound", "by", "time", "of the bound", "remark")
 _COUNTED = "torch's formulas for matrix products, convolutions and attention"
-_CACHED = "fits into the cache, where memory's bound need not hold"
+_CACHED = "in cache"
 _INSIDE = "between the modules that it calls: not timed alone"
 
 
@@ -114,6 +114,10 @@ class Roofline:
         found = [f"Roof of {self.target.name}: {roof}.", f"FLOPs: {_COUNTED}; elementwise work counts as none."]
         if self.parts:
             found.append(f"Parts one by one: bound {quantity(self.one_by_one)}{self._alone()}.")
+        if any(row.remark == _CACHED for row in (*self.parts, self.whole)):
+            found.append(
+                f"{_CACHED.capitalize()}: so small that it may stay in a cache, and then memory's bound need not hold."
+            )
         return found if self.device else [*found, "Nothing was measured: all times are bounds, modelled."]
 
     def _alone(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -262,6 +263,40 @@ def test_a_cpu_without_that_arithmetic_is_probed_for_it(monkeypatch: pytest.Monk
     found = roofline(nn.Linear(4, 4), torch.randn(2, 4), dtype="float16", budget=0.01)
     assert found.target.name == "probed"
     assert found.whole.bound.value > 0
+
+
+def test_work_that_a_cache_holds_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "this_cpu", lambda *, again=False: replace(FAST, cache=1e6))
+    found = roofline(F.gelu, torch.randn(100), budget=0.01)
+    assert (found.whole.remark, found.whole.side) == ("in cache", "memory")
+    assert "In cache: so small that it may stay in a cache" in repr(found)
+
+
+def test_a_transformers_model_has_its_attention_as_a_row() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1}
+    config = transformers.LlamaConfig(**sizes, intermediate_size=40, vocab_size=50)
+    model, tokens = transformers.LlamaForCausalLM(config).eval(), torch.randint(0, 50, (2, 7))
+    found = roofline(model, {"input_ids": tokens, "use_cache": False}, target=FAST)
+    rows = named(found)
+    own = rows["model.layers.0.self_attn, its own"]
+    assert own.calls == 2
+    assert own.work == 2 * 2.0 * 2 * 3 * 7 * 7 * 8 / 2  # causal
+    assert rows["model.layers.0.mlp.gate_proj"].calls == 4
+    assert rows["lm_head"].work == 2.0 * 14 * 24 * 50
+    assert found.whole.work == sum(row.calls * row.work for row in found.parts)
+
+
+@pytest.mark.gpu
+def test_a_gpu_s_parts_stay_below_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    model = nn.Sequential(nn.Linear(1024, 2048), nn.GELU(), nn.Linear(2048, 1024)).cuda().bfloat16()
+    found = roofline(model, torch.randn(4096, 1024, device="cuda", dtype=torch.bfloat16), budget=0.2)
+    assert (found.device.split(":")[0], found.dtype) == ("cuda", "bfloat16")
+    for row in (*found.parts, found.whole):
+        assert row.time is not None, row.remark
+        assert row.share is not None
+        assert 0 < row.share.value < 1.1
 
 
 # ---- figures
