@@ -23,6 +23,7 @@ from kpt_lab.precision.decisions import Decision, Decisions, device_name
 from kpt_lab.precision.linear import (
     BFLOAT16,
     GEMMS,
+    FP8Linear,
     Recipe,
     shape_unsupported,
     unsupported,
@@ -143,6 +144,8 @@ class AutoMixedPrecision:
         """Why a layer is not even looked at, or ""."""
         if name in self.keep:
             return "kept by name"
+        if type(part) not in (nn.Linear, FP8Linear):
+            return f"{type(part).__name__} may compute something other than nn.Linear, which it extends"
         reason = shape_unsupported(part.in_features, part.out_features, part.weight.dtype) if emulate else unsupported(part)
         if reason:
             return reason

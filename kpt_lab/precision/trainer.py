@@ -95,16 +95,16 @@ class FP8Trainer:
             raise ValueError(f"on_bad is {on_bad!r}; accepted are {', '.join(map(repr, ON_BAD))}")
         if not 0 < flushed <= 1:
             raise ValueError(f"flushed is {flushed!r}; accepted are shares above 0 and up to 1")
-        self.device = _device(model, hardware_optimization)
-        self.model = model.to(self.device)
-        self.emulate = not hardware_optimization
-        self.policy, self.on_bad, self.flushed, self.watched = policy, on_bad, flushed, watch
-        self.accumulate, self.clip = accumulate, clip
         if any(p.dtype == torch.float16 for p in model.parameters()):
             raise ValueError(
                 "model has float16 parameters, whose gradients need loss scaling; pass it in float32 (trained under bfloat16 "
                 "autocast) or bfloat16"
             )
+        self.device = _device(model, hardware_optimization)
+        self.model = model.to(self.device)
+        self.emulate = not hardware_optimization
+        self.policy, self.on_bad, self.flushed, self.watched = policy, on_bad, flushed, watch
+        self.accumulate, self.clip = accumulate, clip
         single = all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
         if autocast == "auto":
             autocast = torch.bfloat16 if single and self.device.type == "cuda" else None
@@ -250,16 +250,16 @@ class FP8Trainer:
     def _adopt(self, decisions: Decisions) -> None:
         """Put the recipes into the model, once or again, and compile it."""
         new = {}
-        for name, recipe in decisions.recipes.items():
-            part = self.model.get_submodule(name)
+        for layer in decisions.layers:
+            part = self.model.get_submodule(layer.name)
             if isinstance(part, FP8Linear):
-                part.recipe, part.emulate = recipe, self.emulate
-            else:
-                new[name] = recipe
+                part.recipe, part.emulate = layer.recipe, self.emulate
+            elif layer.calls and type(part) is nn.Linear:  # others use their weight in ways of their own
+                new[layer.name] = layer.recipe
         self.model = self.objective.model = convert(self.model, new, emulate=self.emulate, inplace=True)
         self.decisions = decisions
         self.watch.close()
-        usual = {layer.name: layer.errors.flushed for layer in decisions.layers}
+        usual = {x.name: x.errors.flushed for x in decisions.layers}
         self.watch = Watch(self.model, usual, self.flushed, self.watched)
         self._compiled = None if self.emulate else torch.compile(self.objective)
 

@@ -203,6 +203,14 @@ def test_reasons_name_what_can_not_run():
     assert found.fp8 == ()
 
 
+def test_layers_that_extend_a_linear_layer_are_left():
+    net = nn.Sequential(nn.Linear(16, 32), nn.utils.parametrizations.weight_norm(nn.Linear(32, 32)), nn.Linear(32, 16))
+    x = torch.randn(24, 16)
+    found = decide(net, (x, x), loss=F.mse_loss)
+    assert "may compute something other" in found["1"].reason
+    assert [layer.name for layer in found.fp8] == ["0", "2"]
+
+
 def test_without_a_gpu_everything_stays_in_bfloat16_and_says_so():
     found = decide(small.model(), emulate=False)
     assert found.fp8 == ()

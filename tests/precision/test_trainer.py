@@ -87,12 +87,12 @@ def test_it_trains_on_a_gpu(policy):
 def test_the_first_step_decides_and_the_loss_falls():
     run = trainer(policy=AutoMixedPrecision(), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
     assert run.decisions is None
-    losses = [run.step(batch) for batch in small.batches(1) * 40]
-    assert losses[-1] < 0.5 * losses[0]
+    losses = [run.step(batch) for batch in small.batches(1) * 20]
+    assert losses[-1] < 0.7 * losses[0]
     assert all(x.shape == () and not x.requires_grad for x in losses)
     assert len(run.decisions.fp8) == 6
     assert {type(p) for n, p in run.model.named_modules() if n in run.decisions.recipes} == {FP8Linear}
-    assert (run.steps, run.tried, dict(run.bad)) == (40, 40, {})
+    assert (run.steps, run.tried, dict(run.bad)) == (20, 20, {})
 
 
 def test_a_step_is_the_plain_one_where_nothing_is_in_fp8():
@@ -189,6 +189,16 @@ def test_a_single_layer_is_a_model_too():
     assert isinstance(run.model, FP8Linear)
 
 
+def test_attention_modules_keep_their_own_layers():
+    net = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True)
+    run = trainer(net, AutoMixedPrecision(), loss=F.mse_loss)
+    x = torch.randn(4, 16, 32)
+    losses = [run.step((x, x.flip(0))) for _ in range(3)]
+    assert losses[-1] < losses[0]
+    assert not isinstance(run.model.self_attn.out_proj, FP8Linear)
+    assert isinstance(run.model.linear1, FP8Linear)
+
+
 def test_saved_decisions_are_a_policy(tmp_path):
     first = trainer(policy=AutoMixedPrecision())
     batch = small.batches(1)[0]
@@ -234,11 +244,11 @@ class Fault:
 
 @pytest.fixture
 def warm():
-    """A trainer with a dozen good steps behind it, its fault, and more batches."""
-    run, more = trainer(policy=TENSORWISE), small.batches(60)
-    for batch in more[:12]:
+    """A trainer with a few good steps behind it, its fault, and more batches."""
+    run, more = trainer(policy=TENSORWISE), small.batches(9)
+    for batch in more[:3]:
         run.step(batch)
-    return run, Fault(run), itertools.cycle(more[12:])
+    return run, Fault(run), itertools.cycle(more[3:])
 
 
 VALUES = [math.inf, -math.inf, math.nan]
@@ -253,7 +263,7 @@ def test_a_value_that_is_not_finite_is_found_and_its_step_is_not_applied(warm, p
     with pytest.warns(BadStep, match=rf"the {place} of layer '{LAYER}' holds 1 values that are not finite.*skipped"):
         run.step(next(more))
     assert equal(before, held(run))
-    assert (run.steps, run.tried) == (12, 13)
+    assert (run.steps, run.tried) == (3, 4)
     told = run.receipt()
     assert told.bad == {"skipped, non-finite": 1}
     assert next(line for line in told.layers if line.decision.name == LAYER).nonfinite >= 1
@@ -263,7 +273,7 @@ def test_a_value_that_is_not_finite_is_found_and_its_step_is_not_applied(warm, p
     assert run.receipt().skipped == 2
     fault.plant("", 0.0)
     assert run.step(next(more)).isfinite()
-    assert run.steps == 13
+    assert run.steps == 4
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -293,7 +303,7 @@ def test_a_broken_parameter_is_named_and_nothing_is_tried(warm, name, value):
     with pytest.warns(BadStep, match=rf"the parameter '{name}.weight' itself holds values that are not finite"):
         run.step(next(more))
     assert equal(before, held(run))
-    assert run.steps == 12
+    assert run.steps == 3
 
 
 def test_nothing_is_repaired_where_skipping_is_asked_for():
@@ -315,7 +325,7 @@ def test_a_spike_is_flagged_and_done_again(warm, place, value):
     with pytest.warns(BadStep, match="a spike") as told:
         run.step(next(more))
     assert run.receipt().bad == {"repaired, spike": 1}
-    assert run.steps == 13
+    assert run.steps == 4
     assert ("flushes" if place == "input" else "times its mean") in str(told[0].message)
     assert all(p.isfinite().all() for p in run.model.parameters())
 
@@ -341,12 +351,12 @@ def test_a_value_a_hundred_times_larger_is_no_spike(warm, place):
         fault.plant(place, 100.0)
     run.step(next(more))
     assert run.receipt().bad == {}
-    assert run.steps == 13
+    assert run.steps == 4
 
 
 def test_clean_steps_raise_no_alarm():
     run = trainer(policy=AutoMixedPrecision(), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
-    for batch in small.batches(120):
+    for batch in small.batches(60):
         run.step(batch)
     assert run.receipt().bad == {}
     assert max(line.flushed for line in run.receipt().layers) < monitor.FLUSHED / 5
