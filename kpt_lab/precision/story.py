@@ -53,7 +53,11 @@ def losses(record: Record) -> str:
         for seed, gap in zip(seeds, told["gaps"], strict=True)
     ]
     rows.append(("mean", f"{told['validation']['bfloat16']:.4f}", f"{told['validation']['fp8']:.4f}", f"{told['gap']:+.2%}"))
-    return tables.markdown(("seed", "bfloat16", "FP8", "gap"), rows)
+    table = tables.markdown(("seed", "bfloat16", "FP8", "gap"), rows)
+    if not (chance := told.get("chance")):
+        return table
+    apart = ", ".join(f"{gap:+.2%}" for gap in chance)
+    return f"{table}\n\nTwins without FP8, whose first weights were rounded once, differ by {apart}: what chance alone does."
 
 
 def faults(record: Record) -> str:

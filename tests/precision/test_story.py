@@ -21,7 +21,7 @@ PLANTED = [
 RECORD = {
     "environment": {"device_name": "A GPU", "torch": "2.11.0"},
     "training": {
-        "runs": RUNS, "gaps": [0.005, -0.02], "gap": -0.0089, "limit": 0.005, "met": True, "layers": "30 of 31 linear layers in FP8",
+        "runs": RUNS, "gaps": [0.005, -0.02], "gap": -0.0089, "chance": [0.004, -0.003], "limit": 0.005, "met": True, "layers": "30 of 31 linear layers in FP8",
         "settings": {"layers": 6, "width": 512, "steps": 400}, "validation": {"bfloat16": 2.25, "fp8": 2.23},
     },
     "faults": {"planted": PLANTED, "false": {"skipped, spike": 2}, "clean_steps": 1000, "wrong": [PLANTED[1]], "met": False},
@@ -44,6 +44,7 @@ def test_figures_are_those_of_the_record(tmp_path):
     assert "-0.89%" in answer
     assert "within the limit of 0.5%" in answer
     assert "| 4 | 2.5000 | 2.4500 | -2.00% |" in losses
+    assert "differ by +0.40%, -0.30%" in losses
     assert "2 of 1000 clean steps" in faults
     assert "| weight | nan | 1 of 2 | applied, skipped | yes |" in faults
     assert "| gradient | 1e5 | 1 of 1 | repaired | no |" in faults
