@@ -15,13 +15,14 @@ from kpt_lab.precision.policy import AutoMixedPrecision
 from kpt_lab.ratios import Incomparable, Speedup, speedups
 
 LIMIT = 0.98  # of the best baseline's speed: below it, a choice made something slower
+SEED = 1  # of the runs that grade; the policy's own have others
 WINS = 1.05  # the best recipe's speedup from which a choice must come near it
 
 
 class Grade(NamedTuple):
-    """One cell: the recipe chosen on the last run but one, its speedup on the last, and the best there.
+    """One cell: the recipe chosen on one run, its speedup on another, and the best there.
 
-    pvalue: of the last run's blocks if the choice were no slower than LIMIT times the best baseline. share: the choice's speedup
+    pvalue: of the grading run's blocks if the choice were no slower than LIMIT times the best baseline. share: the choice's speedup
     over the best's.
     """
 
@@ -43,7 +44,10 @@ class Grade(NamedTuple):
 
 
 def graded(trials: Iterable[Trial], policy: AutoMixedPrecision | None = None) -> list[Grade]:
-    """Grades of a policy in every cell of `linear.step` that was measured at least twice; ValueError where there is none."""
+    """Grades of a policy in every cell of `linear.step`: decided on its newest run, graded on the newest of seed SEED.
+
+    ValueError where no cell has both.
+    """
     policy = policy or AutoMixedPrecision()
     runs: dict[tuple, dict[str, list[Trial]]] = {}
     for trial in trials:
@@ -53,10 +57,14 @@ def graded(trials: Iterable[Trial], policy: AutoMixedPrecision | None = None) ->
     found = []
     for by_cell in runs.values():
         ordered = sorted(by_cell.values(), key=lambda run: min(t.at for t in run))
-        if len(ordered) > 1:
-            found.append(_grade(_ratios(ordered[-2]), _ratios(ordered[-1]), ordered[-1], policy))
+        deciding = [run for run in ordered if run[0].seed != SEED]
+        grading = [run for run in ordered if run[0].seed == SEED]
+        if deciding and grading:
+            found.append(_grade(_ratios(deciding[-1]), _ratios(grading[-1]), grading[-1], policy))
     if not found:
-        raise ValueError(f"trials hold no cell of {layer.step.name!r} that was measured twice: one run to decide, one to grade")
+        raise ValueError(
+            f"trials hold no cell of {layer.step.name!r} with one run to decide on and one of seed {SEED} to grade"
+        )
     return found
 
 
@@ -72,7 +80,7 @@ def _grade(
     timed = {recipe: s.ratio for recipe, s in before.items() if recipe in policy.recipes and s.ratio is not None}
     chosen = policy.fastest(timed) or BFLOAT16
     if chosen not in after:
-        raise Incomparable(f"{chosen} was chosen on the last run but one and has no time on the last")
+        raise Incomparable(f"{chosen} was chosen and has no time in the run that grades")
     best = max(after, key=lambda recipe: after[recipe].ratio.value)  # type: ignore[union-attr]
     mine, baseline = after[chosen].trials[0], after[chosen].over[0]
     blocks = np.asarray(baseline.samples["time"], dtype=float) / np.asarray(mine.samples["time"], dtype=float)
