@@ -11,8 +11,6 @@ import argparse
 import hashlib
 import json
 import os
-import sys
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +21,7 @@ import torch
 
 from kpt_lab.core import NOTHING, FrozenDict, Metric, Target
 from kpt_lab.environment import environment
+from kpt_lab.files import atomically, cache_folder
 from kpt_lab.hardware import devices, reach
 from kpt_lab.hardware.sheet import Device
 from kpt_lab.measure import check_device
@@ -146,12 +145,7 @@ class Ceilings:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything as JSON, in one step, so that no reader sees half a file."""
         data = {"kind": "ceilings", "schema": SCHEMA, **asdict(self), "features": sorted(self.features)}
-        place = Path(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.name, suffix=".new")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1)
-        os.replace(temporary, place)
+        atomically(path, lambda file: file.write(json.dumps(data, indent=1).encode()))
 
 
 def load(path: str | os.PathLike[str]) -> Ceilings:
@@ -190,17 +184,6 @@ def probe(device: str = "cpu", *, again: bool = False, cache: bool = True) -> Ce
         except OSError as error:
             warnings.warn(f"{path} can't be written ({error.strerror}), so the next process probes again", stacklevel=2)
     return found
-
-
-def cache_folder() -> Path:
-    """Where ceilings are kept: $KPT_LAB_CACHE, else the platform's cache folder."""
-    if given := os.environ.get("KPT_LAB_CACHE"):
-        return Path(given)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "kpt_lab"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "kpt_lab"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kpt_lab"
 
 
 def cache_file(device: str = "cpu") -> Path:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 
 from kpt_lab import tables
 from kpt_lab.core import Ratio, Trials
+from kpt_lab.files import atomically
 from kpt_lab.lines import from_dict, frozen, plain, to_dict
 from kpt_lab.precision.linear import GEMMS, Recipe
 from kpt_lab.precision.observe import Errors
@@ -182,19 +182,3 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [list(map(str, line)) for line in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) -> None:
-    """Write a file through a temporary one beside it, so that an end halfway leaves the old one."""
-    goal = Path(path)
-    goal.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=goal.parent, prefix=f".{goal.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, goal)
-    except BaseException:
-        os.unlink(temporary)
-        raise

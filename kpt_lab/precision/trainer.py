@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from kpt_lab.core import Ratio, Trials, Unsupported
+from kpt_lab.files import atomically
 from kpt_lab.precision import whole
 from kpt_lab.precision.checkpoint import restored, snapshot
-from kpt_lab.precision.decisions import Decisions, atomically
+from kpt_lab.precision.decisions import Decisions
 from kpt_lab.precision.linear import BFLOAT16, ROWWISE, FP8Linear, Recipe, convert, unsupported, weights_cached
 from kpt_lab.precision.monitor import FLUSHED, Finding, Watch
 from kpt_lab.precision.objective import (

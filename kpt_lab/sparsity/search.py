@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import random
-import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +23,7 @@ from torch import Tensor
 
 from kpt_lab import timer
 from kpt_lab.core import dtype_name
+from kpt_lab.files import atomically, cache_folder
 from kpt_lab.sparsity import cusparselt
 from kpt_lab.sparsity.cusparselt import Plan
 
@@ -138,17 +136,6 @@ def _tried(run: Callable[[Plan], Tensor], plan: Plan, wanted: Tensor) -> str:
 # ---- remembering --------------------------------------------------------------------------------------------------------------
 
 
-def cache_folder() -> Path:
-    """Where found algorithms are kept: $KPT_LAB_CACHE, else the platform's cache folder."""
-    if given := os.environ.get("KPT_LAB_CACHE"):
-        return Path(given)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "kpt_lab"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "kpt_lab"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kpt_lab"
-
-
 def cache_file() -> Path:
     """The file of found algorithms."""
     return cache_folder() / "sparse_24.json"
@@ -180,12 +167,8 @@ def remember(name: str, found: Mapping[str, Any]) -> None:
     """Keep `found` under this key; the file is replaced in one step, so that a reader never sees half of it."""
     path = cache_file()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = {**_read(warn=False), name: dict(found)}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".new")
-        with os.fdopen(handle, "w") as file:
-            json.dump({"schema": SCHEMA, "found": kept}, file, indent=1, sort_keys=True)
-        os.replace(temporary, path)
+        kept = {"schema": SCHEMA, "found": {**_read(warn=False), name: dict(found)}}
+        atomically(path, lambda file: file.write(json.dumps(kept, indent=1, sort_keys=True).encode()))
     except OSError as error:
         warnings.warn(f"{path} can't be written ({error.strerror}), so the search is done again next time", stacklevel=2)
 

@@ -128,18 +128,6 @@ def test_a_folder_that_cannot_be_written_is_one_warning(small: Path, monkeypatch
         assert probe.probe("cpu").figures
 
 
-def test_where_ceilings_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("KPT_LAB_CACHE", raising=False)
-    monkeypatch.setattr(probe.sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert probe.cache_folder() == tmp_path / "kpt_lab"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert probe.cache_folder() == tmp_path / ".cache" / "kpt_lab"
-    monkeypatch.setattr(probe.sys, "platform", "darwin")
-    assert probe.cache_folder() == tmp_path / "Library" / "Caches" / "kpt_lab"
-
-
 def test_ceilings_come_back_from_json(tmp_path: Path) -> None:
     made = ceilings(features=frozenset({"fp8", "2:4"}), memory=8.5e10)
     made.save(tmp_path / "deep" / "probe.json")

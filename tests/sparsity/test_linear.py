@@ -231,14 +231,6 @@ def test_a_broken_file_is_told_and_replaced(gpu, folder):
         SparseLinear(pruned()).tune([16])
 
 
-def test_the_cache_folder(monkeypatch, tmp_path):
-    assert search.cache_folder() == tmp_path
-    monkeypatch.delenv("KPT_LAB_CACHE")
-    monkeypatch.setattr(search.sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert search.cache_folder() == tmp_path / "x" / "kpt_lab"
-
-
 @pytest.mark.parametrize(("tokens", "size"), [(1, 16), (16, 16), (17, 32), (4096, 4096), (4097, 8192)])
 def test_buckets(tokens, size):
     assert search.bucket(tokens) == size
