@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from kpt_lab import evidence
@@ -61,6 +63,12 @@ def test_answer_table_and_ledger_agree(ours: int, verdict: str, words: str) -> N
     assert proof == "measured, 1 process, exploratory, 60 blocks; largest error 1.0e-07, allowed 2.0e-06"
     assert conditions.startswith("op.forward, rows 4, float32, cold cache. A CPU")
     assert "restart" in missing
+
+
+def test_a_lossy_technique_is_held_to_its_own_definition() -> None:
+    trials = [dataclasses.replace(t, contract="lossy") if t.label == "ours" else t for t in cell(100_000, 200_000)]
+    ((_, proof, *_),) = rows(evidence.ledger(trials, "ours"))
+    assert proof.endswith("lossy: largest error 1.0e-07 against the oracle, held to its own definition within 2.0e-06")
 
 
 def test_six_processes_make_a_headline() -> None:
