@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import itertools
 import pickle
+import types
 import warnings
 
 import pytest
 import torch
 from torch import nn
 
+import kpt_lab as kpt
 from kpt_lab import baselines
 from kpt_lab.core import Technique, Unsupported
 from kpt_lab.hardware import CustomHardwareAdapter
 from kpt_lab.optimize import Optimised, optimize, stacks
+from kpt_lab.optimize.calls import queued, unseen
 from kpt_lab.optimize.live import Held, canonical, shared_copy
-from kpt_lab.optimize.search import _queued, not_measurable, unseen
+from kpt_lab.optimize.search import not_measurable
 
 CLOCK = None
 APPLIED: list[str] = []
@@ -165,6 +169,26 @@ def test_a_fast_wrong_stack_is_a_line_in_the_report():
     assert f"bad: {bad.advice}" in found.report()
 
 
+def test_what_the_returned_model_costs_counts(clock, monkeypatch):
+    """A stack twice as fast is worth nothing where finding out whether it may be used takes as long as it saves."""
+    asked = Held.changed
+    monkeypatch.setattr(Held, "changed", lambda self: clock.advance(500_000) or asked(self))
+    found = optimize(model(), inputs=X, techniques=[fast(2.0)])
+    assert found.chosen == "as passed"
+    assert "won the search, but measured afresh on new values it came to 1.000x" in found.reason
+
+
+@pytest.mark.parametrize(("times", "ratio"), [(4.0, 4.0), (1.0, 1.0)])
+def test_what_is_returned_can_be_measured_beside_others(times, ratio):
+    plain = model()
+    found = optimize(plain, inputs=X, techniques=[fast(times)])
+    work = dataclasses.replace(kpt.workload(plain, X), cost=None)  # its bound would probe with this clock
+    trials = kpt.measure(work, [baselines.eager, found.technique()], processes=0)
+    assert kpt.speedup(trials[1], trials[0]).value == pytest.approx(ratio)
+    assert trials[1].technique.endswith(", as returned")
+    assert found.chosen != "as passed" or trials[1].technique.startswith("as passed")
+
+
 def test_nothing_that_ran_is_said():
     found = optimize(model(), inputs=X, techniques=[Technique("none", refuses)])
     assert (found.chosen, found.reason) == ("as passed", "no stack ran here")
@@ -203,7 +227,10 @@ def test_a_stack_that_fails_on_the_model_itself_is_dropped():
 def test_lossy_stacks_are_not_tried_without_a_quality():
     found = optimize(model(), inputs=X, techniques=[fast(2.0), rounds(8.0)])
     assert found.chosen.startswith("2.0x")
-    assert "rounded" not in found.report()
+    assert "rounded" not in {t.technique for t in found.trials}
+    assert (
+        "rounded(times=8.0): not tried: it changes the numbers, for which quality and loss_budget are needed" in found.report()
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,6 +263,35 @@ def test_a_lossy_stack_alone_and_one_that_is_over_budget(monkeypatch):
 def test_a_quality_that_is_not_finite_for_the_model_is_refused():
     with pytest.raises(ValueError, match=r"quality\(model\) gave nan"):
         optimize(model(), inputs=X, techniques=[rounds(2.0)], quality=lambda m: float("nan"), loss_budget=0.1)
+
+
+def test_a_quality_may_set_modes_but_not_weights():
+    plain = Ticking()
+    before = copy.deepcopy(plain.state_dict())
+
+    def evaluates(m):
+        m.eval()
+        return rough(m)
+
+    found = optimize(plain, inputs=X, techniques=[rounds(3.0)], quality=evaluates, loss_budget=1)
+    assert plain.training
+    assert plain.norm.training
+    assert found.chosen == "rounded(times=3.0)"
+
+    def normalises(m):
+        m(X)
+        return 1.0
+
+    optimize(plain, inputs=X, techniques=[rounds(3.0)], quality=normalises, loss_budget=1)
+    assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())
+
+    def trains(m):
+        with torch.no_grad():
+            m.linear.bias.add_(1.0)
+        return 1.0
+
+    with pytest.raises(ValueError, match="quality changed the model's weights; it must only evaluate"):
+        optimize(plain, inputs=X, techniques=[rounds(3.0)], quality=trains, loss_budget=1)
 
 
 def test_a_packed_form_of_weights_is_left_when_they_change():
@@ -282,6 +338,12 @@ def test_modes_autocast_and_moved_weights_are_noticed(tuned):
     assert sum(tuned.as_passed.values()) == count
     with pytest.warns(UserWarning, match="autocast"), torch.autocast("cpu", dtype=torch.bfloat16):
         tuned(X)
+    seen = []
+    hook = tuned.model.linear.register_forward_hook(lambda *given: seen.append(1))
+    with pytest.warns(UserWarning, match="hook was registered"):
+        tuned(X)
+    assert seen == [1]
+    hook.remove()
     tuned.model.linear.weight.data = tuned.model.linear.weight.data.clone()
     with pytest.warns(UserWarning, match="moved in memory"):
         tuned(X)
@@ -460,7 +522,7 @@ def test_throughput_calls_follow_one_another():
     from kpt_lab.models import workload
 
     work = workload(model(), X)
-    problem = _queued(work.make, device="cpu", dtype=torch.float32, seed=0)
+    problem = queued(work.make, device="cpu", dtype=torch.float32, seed=0)
     calls = []
     step = problem.drive(lambda x: calls.append(1) or problem.fn(x))
     assert step(X).shape == (5, 7)
@@ -474,9 +536,12 @@ def mixed():
     return layers
 
 
-def test_models_that_one_cell_cannot_hold_are_left_as_passed():
+def test_models_that_one_cell_cannot_hold_are_left_as_passed(monkeypatch):
     assert "several dtypes (bfloat16, float32)" in not_measurable(mixed(), (X,))
     assert "its inputs are float64" in not_measurable(model(), (X.double(),))
+    there = types.SimpleNamespace(dtype=torch.float32, device=torch.device("cuda:1"), is_floating_point=lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    assert "it lies on cuda:1" in not_measurable(types.SimpleNamespace(parameters=lambda: [there]), (X,))
     found = optimize(mixed(), techniques=[fast(2.0)])
     with pytest.raises(RuntimeError):
         found(X)
@@ -484,7 +549,7 @@ def test_models_that_one_cell_cannot_hold_are_left_as_passed():
 
 
 def test_too_large_a_model_is_left_as_passed(monkeypatch):
-    monkeypatch.setattr("kpt_lab.optimize.search._free", lambda device: 1000.0)
+    monkeypatch.setattr("kpt_lab.optimize.search.free", lambda device: 1000.0)
     found = optimize(model(), inputs=X, techniques=[fast(4.0)])
     assert found.chosen == "as passed"
     assert "more than 60% of what is free on cpu; optimize a part of it" in found.reason
@@ -492,7 +557,7 @@ def test_too_large_a_model_is_left_as_passed(monkeypatch):
 
 def test_stacks_are_split_into_cells_where_memory_is_short(monkeypatch):
     size = sum(t.nbytes for t in (*model().parameters(), *model().buffers()))
-    monkeypatch.setattr("kpt_lab.optimize.search._free", lambda device: 6.5 * size / 0.6)
+    monkeypatch.setattr("kpt_lab.optimize.search.free", lambda device: 6.5 * size / 0.6)
     found = optimize(model(), inputs=X, techniques=[fast(1.5), fast(4.0), fast(2.0)])
     assert found.chosen.startswith("4.0x")
     assert len({t.cell for t in found.trials}) == 3
@@ -584,6 +649,7 @@ def test_two_of_four_refuses_what_it_cannot_prune():
         ({"inputs": 3}, "inputs is int; a tensor, a tuple of positional inputs or a mapping"),
         ({"inputs": (3,)}, "inputs holds no tensor"),
         ({"inputs": ({"x": X},)}, "inputs holds one mapping in a sequence"),
+        ({"inputs": {1: X}}, "inputs has the key 1; a mapping is passed by name"),
         ({"inputs": X.to("meta")}, "inputs holds a tensor on 'meta', and the model is on 'cpu'"),
         ({"device": "tpu"}, "device is 'tpu'; accepted are 'cpu' and 'cuda'"),
         ({"budget": 0}, "budget is 0"),

@@ -118,7 +118,8 @@ def _check_place(model: nn.Module, device: str | torch.device | None) -> None:
     here = next(model.parameters()).device
     wanted = here if device is None else device
     check_device(str(wanted))
-    if torch.device(wanted).type != here.type:
+    asked = torch.device(wanted)
+    if asked.type != here.type or asked.index not in (None, here.index or 0):
         raise ValueError(
             f"device is {str(wanted)!r}, but the model is on {str(here)!r}; move it first: model.to({str(wanted)!r})"
         )
@@ -127,6 +128,8 @@ def _check_place(model: nn.Module, device: str | torch.device | None) -> None:
 def _inputs(inputs: Any, model: nn.Module) -> tuple:
     """The inputs as kpt.workload takes them, every tensor without its graph."""
     if isinstance(inputs, Mapping):
+        if unnamed := [name for name in inputs if not isinstance(name, str)]:
+            raise ValueError(f"inputs has the key {unnamed[0]!r}; a mapping is passed by name, so its keys must be strings")
         call: tuple = (dict(sorted(inputs.items())),)
     elif isinstance(inputs, torch.Tensor):
         call = (inputs,)

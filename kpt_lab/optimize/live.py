@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -85,32 +86,38 @@ def described(inputs: tuple) -> str:
 
 
 class Held:
-    """Everything of a model that a compiled or captured stack took for given: modules, modes, and where tensors lie.
+    """Everything of a model that a compiled or captured stack took for given: modules, modes, hooks, and where tensors lie.
 
     `values`: the stack holds a form of the weights of its own, so that writing new values into them makes it stale.
+    Asked before every call, so that what it looks at lies in flat lists.
     """
 
     def __init__(self, model: nn.Module, *, values: bool) -> None:
-        self._slots: list[tuple[dict[str, Any], str, Any, str]] = []
+        slots: list[tuple[dict[str, Any], str, Any, str]] = []
+        self._hooks: list[Mapping[int, Any]] = []
         for name, part in model.named_modules():
             where = f" of {name}" if name else ""
             if "training" in part.__dict__:
-                self._slots.append((part.__dict__, "training", part.training, f"train() or eval() was called{where}"))
+                slots.append((part.__dict__, "training", part.training, f"train() or eval() was called{where}"))
             for kind, what in (("_parameters", "parameter"), ("_buffers", "buffer"), ("_modules", "module")):
                 held = part.__dict__[kind]
-                self._slots += [(held, key, value, f"the {what} {key!r}{where} was replaced") for key, value in held.items()]
-        tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
-        self._places = [(t, t.data_ptr()) for t in tensors]
-        self._versions = [(t, t._version) for t in tensors if not t.is_inference()] if values else []
+                slots += [(held, key, value, f"the {what} {key!r}{where} was replaced") for key, value in held.items()]
+            self._hooks += [hooks for hooks in (part._forward_hooks, part._forward_pre_hooks) if not hooks]
+        self._dicts, self._keys, self._kept, self._said = zip(*slots, strict=True)
+        self._tensors = list({id(t): t for t in (*model.parameters(), *model.buffers())}.values())
+        self._places = list(map(Tensor.data_ptr, self._tensors))
+        # parameters only: running statistics are buffers, which each call in training mode writes
+        self._versions = [(p, p._version) for p in model.parameters() if not p.is_inference()] if values else []
 
     def changed(self) -> str:
         """What changed since, or ""."""
-        for held, key, value, what in self._slots:
-            if held.get(key, held) is not value:
-                return what
-        for tensor, place in self._places:
-            if tensor.data_ptr() != place:
-                return "parameters were moved in memory, as .to() does"
+        if not all(map(operator.is_, map(dict.get, self._dicts, self._keys), self._kept)):
+            now = map(dict.get, self._dicts, self._keys)
+            return next(said for it, was, said in zip(now, self._kept, self._said, strict=True) if it is not was)
+        if any(self._hooks):
+            return "a forward hook was registered, which this stack would not call"
+        if list(map(Tensor.data_ptr, self._tensors)) != self._places:
+            return "parameters were moved in memory, as .to() does"
         for tensor, version in self._versions:
             if tensor._version != version:
                 return "weights were changed, and this stack holds a packed form of them"
@@ -119,10 +126,13 @@ class Held:
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back what is changed inside: buffers, such as running statistics, and the random state."""
+    """Put back what is changed inside: buffers, such as running statistics, modes, and the random state."""
+    modes = [(part, part.training) for part in model.modules()]
     kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_inference()]
     with torch.random.fork_rng(devices=sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})):
         yield
+    for part, mode in modes:
+        part.training = mode
     with torch.no_grad():
         for buffer, value in kept:
             buffer.copy_(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections import Counter
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from kpt_lab import check
-from kpt_lab.core import Technique, Trials
+from kpt_lab.core import Technique, Trials, Unsupported
 from kpt_lab.models import _call
 from kpt_lab.optimize.live import Held, applied, canonical, described, first_call, form, parts_of, positional_names
 from kpt_lab.optimize.search import AS_PASSED, Found, Request, device_name, search
@@ -54,7 +55,7 @@ class Optimised(nn.Module):
         inputs = check.detach_inputs(inputs)
         devices = sorted({p.device.index or 0 for p in self.model.parameters() if p.is_cuda})
         with torch.inference_mode(False), torch.random.fork_rng(devices=devices):
-            found = search(self.model, inputs, self._request)
+            found = search(self.model, inputs, self._request, as_returned)
             self.__dict__ |= {"_found": found, "reason": found.reason, "trials": found.trials}
             if found.technique is not None:
                 self._keep(found.technique, found.limit, inputs)
@@ -62,18 +63,30 @@ class Optimised(nn.Module):
 
     def _keep(self, technique: Technique, limit: float | None, inputs: tuple) -> None:
         """Put the stack on the model itself, and call it once."""
-        parts, training = parts_of(technique), self._request.training
-        packed = any(part.stage == "sparsity" or (part.stage == "precision" and not training) for part in parts)
         try:
-            with torch.set_grad_enabled(training):
-                fast = applied(parts, self.model, inputs)
-            first_call(fast, self.model, inputs, training=training, limit=limit)
+            self._put(technique, inputs)
+            first_call(self._fast, self.model, inputs, training=self._request.training, limit=limit)
+            self._hold(technique)  # as the first call left it
         except Exception as error:  # as the search: a model that works as before
             told = " ".join(str(error).split())[:300] or type(error).__name__
+            self.__dict__ |= {"_fast": None, "_form": None, "_held": None, "chosen": AS_PASSED}
             self.__dict__["reason"] = f"{technique.label} won, but not on the model itself: {told}"
-            return
-        self.__dict__ |= {"_fast": fast, "_form": form(inputs), "_held": Held(self.model, values=packed)}
-        self.__dict__["chosen"] = technique.label
+
+    def _put(self, technique: Technique, inputs: tuple) -> None:
+        """Make the stack for the model and for calls of the form of `inputs`; raises what making it raises."""
+        with torch.set_grad_enabled(self._request.training):
+            fast = applied(parts_of(technique), self.model, inputs)
+        self.__dict__ |= {"_fast": fast, "_form": form(inputs), "chosen": technique.label, "_waiting": False}
+        self._hold(technique)
+
+    def _hold(self, technique: Technique) -> None:
+        training = self._request.training
+        packed = any(p.stage == "sparsity" or (p.stage == "precision" and not training) for p in parts_of(technique))
+        self.__dict__["_held"] = Held(self.model, values=packed)
+
+    def technique(self) -> Technique:
+        """What was chosen, as a technique that makes an Optimised of a model: to be measured beside others by kpt.measure."""
+        return as_returned(self._found.technique if self._fast is not None else None, self._request)
 
     # -- calling --------------------------------------------------------------------------------------------------------------
 
@@ -181,6 +194,26 @@ class Optimised(nn.Module):
 
     def extra_repr(self) -> str:
         return f"chosen={self.chosen!r}"
+
+
+def as_returned(technique: Technique | None, request: Request) -> Technique:
+    """A stack inside the model that `optimize` returns, with what each call costs there; None is the model as passed."""
+    make = functools.partial(_returned, technique=technique, request=request)
+    if technique is None:
+        return Technique(f"{AS_PASSED}, as returned", make, stage="graph")
+    define = functools.partial(technique.definition, **technique.knobs) if technique.definition else None
+    name = f"{technique.label}, as returned"
+    return Technique(name, make, stage="graph", contract=technique.contract, definition=define, requires=technique.requires)
+
+
+def _returned(fn: Any, args: tuple, *, technique: Technique | None, request: Request) -> Any:
+    if not isinstance(fn, nn.Module):
+        raise Unsupported(f"a model is optimised; it was given {getattr(fn, '__name__', type(fn).__name__)!r}")
+    found = Optimised(fn, request)
+    found.__dict__["_waiting"] = False
+    if technique is not None:
+        found._put(technique, args)
+    return found
 
 
 def _copied(model: nn.Module, request: Request) -> Optimised:

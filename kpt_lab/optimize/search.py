@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,18 +13,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from kpt_lab import baselines
-from kpt_lab.core import Incomparable, Problem, Ratio, Technique, Trial, Trials, Unsupported, Verdict, Workload, dtype_name
+from kpt_lab.core import Incomparable, Ratio, Technique, Trial, Trials, Unsupported, Verdict, Workload, dtype_name
 from kpt_lab.measure import measure
 from kpt_lab.models import workload
 from kpt_lab.optimize import stacks
-from kpt_lab.optimize.live import applied, parts_of
+from kpt_lab.optimize.calls import CALLS, free, queued, unseen
+from kpt_lab.optimize.live import applied, parts_of, untouched
 from kpt_lab.ratios import compare
 from kpt_lab.runner import missing_requirement
 
 GAIN = 1.02
 """The lower end of a stack's interval must lie above this: restarts of a process move a time by as much."""
-CALLS = 4
-"""Calls that follow one another without waiting, where the target is throughput on a GPU."""
 AS_PASSED = "as passed"
 
 _SHARE = 0.6  # of the free memory that copies of the model may take; the rest is for activations
@@ -71,14 +69,19 @@ class Found:
     limit: float | None = None
 
 
-def search(model: nn.Module, inputs: tuple, request: Request) -> Found:
-    """Search the stacks for this model and these inputs; whatever goes wrong, the answer is "as passed" and why."""
+def search(
+    model: nn.Module, inputs: tuple, request: Request, returned: Callable[[Technique | None, Request], Technique]
+) -> Found:
+    """Search the stacks for this model and these inputs; whatever goes wrong, the answer is "as passed" and why.
+
+    returned: puts a stack into what the caller gets, so that winners are confirmed with what a call costs there.
+    """
     if reason := not_measurable(model, inputs):
         return Found(reason=reason)
     before = None
-    if request.quality is not None and not math.isfinite(before := float(request.quality(model))):
+    if request.quality is not None and not math.isfinite(before := _asked(request.quality, model, model)):
         raise ValueError(f"quality(model) gave {before} for the model as passed; a finite loss is needed")
-    run = _Search(model, inputs, request, before)
+    run = _Search(model, inputs, request, before, returned)
     try:
         run.run()
     except Exception as error:  # the promise is a model that works as before, whatever measuring a copy of it met
@@ -94,6 +97,8 @@ def not_measurable(model: nn.Module, inputs: tuple) -> str:
     given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
     if len(places) > 1:
         return f"its parameters lie on several devices ({_names(places)}), and a cell is measured on one"
+    if any(p.type == "cuda" and p.index != torch.cuda.current_device() for p in places):
+        return f"it lies on {_names(places)}, and a cell is measured on the current device: torch.cuda.set_device changes it"
     if len(floats) > 1:
         return f"its parameters are of several dtypes ({_names(floats)}), and a cell is measured in one"
     if not given:
@@ -103,6 +108,16 @@ def not_measurable(model: nn.Module, inputs: tuple) -> str:
     return ""
 
 
+def _asked(quality: Quality, candidate: Any, model: nn.Module) -> float:
+    """The loss of a candidate that shares the weights of `model`, whose buffers and modes stay; ValueError if weights change."""
+    before = [(p, p._version) for p in model.parameters() if not p.is_inference()]
+    with untouched(model):
+        loss = float(quality(candidate))
+    if any(p._version != version for p, version in before):
+        raise ValueError("quality changed the model's weights; it must only evaluate, for the model's own weights are at stake")
+    return loss
+
+
 def _names(values: Any) -> str:
     return ", ".join(sorted(str(value).removeprefix("torch.") for value in values))
 
@@ -110,8 +125,11 @@ def _names(values: Any) -> str:
 class _Search:
     """One search: its workload, and what was found so far."""
 
-    def __init__(self, model: nn.Module, inputs: tuple, request: Request, loss: float | None) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: tuple, request: Request, loss: float | None, returned: Callable[..., Technique]
+    ) -> None:
         self.model, self.inputs, self.request, self.loss, self.found = model, inputs, request, loss, Found()
+        self.returned = returned
         first = next(p for p in model.parameters() if p.is_floating_point())
         self.device, self.dtype = first.device.type, first.dtype
         self.metric = "wall_time" if self.device == "cuda" else "time"
@@ -124,12 +142,10 @@ class _Search:
         plain = tuple(t for t in plain if t.contract != "lossy")
         if plain:
             best = self._best("lossless", work, plain, seed=0)
-        if self.request.quality is not None:
-            lossy = stacks.lossy(self.request.workload_type) if given is None else given
-            allowed = self._within_budget([t for t in lossy if t.contract == "lossy"])
-            if allowed:
-                over = stacks.over(best, allowed)
-                changed = self._best("lossy", work, over, seed=1, beside=best)
+        lossy = stacks.lossy(self.request.workload_type) if given is None else given
+        allowed = self._within_budget([t for t in lossy if t.contract == "lossy"])
+        if allowed:
+            changed = self._best("lossy", work, stacks.over(best, allowed), seed=1, beside=best)
         finalists = [t for t in (changed, best) if t]
         if not finalists:
             self.found.reason = self._why_none()
@@ -140,7 +156,8 @@ class _Search:
         mode = "backward" if self.request.training else "forward"
         work = replace(workload(self.model, *inputs), cost=None)  # the bound needs a run in float32 on the CPU; ratios don't
         if self.request.performance_target == "throughput" and self.device == "cuda":
-            work = replace(work, make=functools.partial(_queued, work.make))
+            # a name of its own: a Trial of several calls must not be set against one of a single call
+            work = replace(work, name=f"{work.name}, {CALLS} calls in a row", make=functools.partial(queued, work.make))
         return work(mode=mode)
 
     # -- one step -------------------------------------------------------------------------------------------------------------
@@ -204,7 +221,7 @@ class _Search:
         """How many copies of the model fit beside the oracle's, the specification's and those that every cell has."""
         size = sum(t.nbytes for t in {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}.values())
         oracle = 8 / self.dtype.itemsize * size
-        room = _SHARE * _free(self.device) - oracle - (1 + always) * size
+        room = _SHARE * free(self.device) - oracle - (1 + always) * size
         if room < size:
             raise Unsupported(
                 f"its copies need about {(oracle + (2 + always) * size) / 1e9:.1f} GB, more than {_SHARE:.0%} of what is free on "
@@ -217,8 +234,11 @@ class _Search:
     def _within_budget(self, techniques: Sequence[Technique]) -> list[Technique]:
         """Those whose loss rises by no more than the budget; the others get a line, and are not timed."""
         budget, allowed = self.request.loss_budget, []
-        assert budget is not None
         for technique in techniques:
+            if budget is None:
+                said = "not tried: it changes the numbers, for which quality and loss_budget are needed"
+                self.found.lines.append(Line("quality", technique.label, AS_PASSED, None, said))
+                continue
             try:
                 rise, said = self._rise(technique)
             except Exception as error:  # what fails here is a line, as it would be in measure
@@ -238,7 +258,7 @@ class _Search:
         assert quality is not None
         assert before is not None
         parts = tuple(part for part in parts_of(technique) if part.stage not in ("compile", "graph"))
-        after = float(quality(applied(parts, self.model, self.inputs)))  # type: ignore[arg-type]
+        after = _asked(quality, applied(parts, self.model, self.inputs), self.model)
         rise = (after - before) / abs(before) if before else math.inf * after if after else 0.0
         rise = math.inf if math.isnan(rise) else rise
         return (
@@ -249,19 +269,23 @@ class _Search:
     # -- confirming -------------------------------------------------------------------------------------------------------------
 
     def _confirm(self, finalists: Sequence[Technique]) -> None:
-        """The winners again in a fresh cell, on values that no call has seen: the first that keeps the rule is chosen."""
+        """The winners again in a fresh cell, on values that no call has seen: the first that keeps the rule is chosen.
+
+        Here they stand inside what the caller gets, which asks before each call whether the stack may be used for it.
+        """
         work = self._workload(unseen(self.inputs, seed=1))
+        ready = {technique: self.returned(technique, self.request) for technique in finalists}
         best = finalists[-1] if len(finalists) > 1 else None
-        cells = self._measured(work, finalists[:1] if best else finalists, seed=2, beside=best)
-        (trial, eager, other), first = cells[finalists[0]], finalists[0]
+        (first, mine), other = next(iter(ready.items())), ready[best] if best else None
+        trial, eager, beside = self._measured(work, [mine], seed=2, beside=other)[mine]
         over = self._line("confirm", trial, eager, AS_PASSED, len(finalists))
         held = over is not None and over.low > GAIN
-        if other is not None and best is not None:
-            more = self._line("confirm", trial, other, best.label, len(finalists))
+        if beside is not None and best is not None:
+            more = self._line("confirm", trial, beside, best.label, len(finalists))
             held = held and more is not None and more.low > GAIN
             if not held:
-                first, trial = best, other
-                over = self._line("confirm", other, eager, AS_PASSED, len(finalists))
+                first, trial = best, beside
+                over = self._line("confirm", beside, eager, AS_PASSED, len(finalists))
                 held = over is not None and over.low > GAIN
         if not held or over is None:
             told = f"came to {_span(over)}" if over else f"failed ({trial.advice})"
@@ -280,59 +304,14 @@ class _Search:
             return "no stack ran here"
         top = max(ratios, key=lambda line: line.ratio.value if line.ratio else 0.0)
         assert top.ratio is not None
-        more = "; a larger budget may tell" if top.ratio.verdict == "UNCLEAR" and top.ratio.value > GAIN else ""
+        open_ = top.ratio.verdict == "UNCLEAR" and (top.ratio.value > GAIN or math.isinf(top.ratio.high))
+        more = f"; a budget above {self.request.budget:g} s may tell" if open_ else ""
         return f"no stack's interval lies above {GAIN}x: {top.label} came to {_span(top.ratio)}{more}"
 
 
 def _span(ratio: Ratio) -> str:
     high = f"{ratio.high:.3f}" if math.isfinite(ratio.high) else "inf"
     return f"{ratio.value:.3f}x [{ratio.low:.3f}, {high}]"
-
-
-def _queued(make: Callable[..., Problem], /, *, device: str, dtype: torch.dtype, seed: int, mode: str = "forward") -> Problem:
-    """The same problem, its step called several times without waiting in between."""
-    problem = make(device=device, dtype=dtype, seed=seed, mode=mode)
-    return replace(problem, drive=functools.partial(_in_a_row, problem.drive))
-
-
-def _in_a_row(drive: Callable[..., Any], candidate: Callable[..., Any]) -> Callable[..., Any]:
-    step = drive(candidate)
-
-    def calls(*inputs: Any) -> Any:
-        for _ in range(CALLS - 1):
-            step(*inputs)
-        return step(*inputs)
-
-    return calls
-
-
-def _free(device: str) -> float:
-    """Bytes free for copies; infinite where the system does not say."""
-    if device == "cuda":
-        return float(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return math.inf
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), math.inf)
-
-
-def unseen(inputs: tuple, seed: int) -> tuple:
-    """Inputs of the same form with other values: rows in another order, floats scaled a little, integers rolled along the row."""
-    generator = torch.Generator().manual_seed(seed)
-    orders: dict[int, Tensor] = {}
-
-    def other(tensor: Tensor) -> Tensor:
-        given = tensor.detach().cpu()
-        if not given.dim() or not given.numel():
-            return given.clone()
-        order = orders.setdefault(given.shape[0], torch.randperm(given.shape[0], generator=generator))
-        given = given[order]
-        if given.is_floating_point():  # a factor keeps signs, zeros and masks of -inf
-            return given * (1 + 0.1 * torch.rand(given.shape, generator=generator, dtype=torch.float32)).to(given.dtype)
-        return given.roll(1 + given.shape[-1] // 3, -1)
-
-    return pytree.tree_map_only(Tensor, other, inputs)
 
 
 def device_name(model: nn.Module) -> str:
