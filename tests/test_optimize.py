@@ -352,6 +352,34 @@ def test_modes_autocast_and_moved_weights_are_noticed(tuned):
         same_as(tuned, tuned.model)
 
 
+def test_a_graph_is_replayed_while_the_model_is_looked_at_and_dropped_where_it_changed():
+    plain, replays = model(), []
+
+    def graph(fn, args):
+        fn = quicker(copy.deepcopy(fn), args)
+
+        def replay(*inputs):
+            replays.append(1)
+            return fn(*inputs)
+
+        return replay
+
+    found = optimize(plain, inputs=X, techniques=[Technique("replayed", graph, stage="graph")])
+    assert found.chosen == "replayed"
+    assert found._ahead
+    count = len(replays)
+    same_as(found, plain)
+    assert len(replays) == count + 1
+    plain.linear.weight.data = 2 * plain.linear.weight.data
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            same_as(found, plain)
+    assert len(replays) == count + 2  # in vain once; after that it looks first
+    assert found.as_passed.total() == 2
+    assert not found._held._storages
+
+
 def test_without_inputs_it_is_tuned_on_the_first_call(clock):
     plain = model()
     found = optimize(plain, techniques=[fast(4.0)])

@@ -89,10 +89,11 @@ class Held:
     """Everything of a model that a compiled or captured stack took for given: modules, modes, hooks, and where tensors lie.
 
     `values`: the stack holds a form of the weights of its own, so that writing new values into them makes it stale.
-    Asked before every call, so that what it looks at lies in flat lists.
+    `storages`: keep the memory of the weights until `release`, so that a graph may be replayed before asking what changed.
+    Asked at every call, so that what it looks at lies in flat lists.
     """
 
-    def __init__(self, model: nn.Module, *, values: bool) -> None:
+    def __init__(self, model: nn.Module, *, values: bool, storages: bool = False) -> None:
         slots: list[tuple[dict[str, Any], str, Any, str]] = []
         self._hooks: list[Mapping[int, Any]] = []
         for name, part in model.named_modules():
@@ -106,8 +107,13 @@ class Held:
         self._dicts, self._keys, self._kept, self._said = zip(*slots, strict=True)
         self._tensors = list({id(t): t for t in (*model.parameters(), *model.buffers())}.values())
         self._places = list(map(Tensor.data_ptr, self._tensors))
+        self._storages = [t.untyped_storage() for t in self._tensors] if storages else []
         # parameters only: running statistics are buffers, which each call in training mode writes
         self._versions = [(p, p._version) for p in model.parameters() if not p.is_inference()] if values else []
+
+    def release(self) -> None:
+        """Let go of weights that were moved away."""
+        self._storages.clear()
 
     def changed(self) -> str:
         """What changed since, or ""."""

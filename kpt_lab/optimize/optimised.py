@@ -44,7 +44,7 @@ class Optimised(nn.Module):
         for name in _SHARED:
             self.__dict__[name] = model.__dict__[name]
         self.__dict__ |= {"model": model, "chosen": AS_PASSED, "reason": "it is tuned on its first call", "trials": Trials()}
-        self.__dict__ |= {"as_passed": Counter(), "_request": request, "_found": Found(), "_waiting": True}
+        self.__dict__ |= {"as_passed": Counter(), "_request": request, "_found": Found(), "_waiting": True, "_ahead": False}
         self.__dict__ |= {"_fast": None, "_held": None, "_form": None, "_names": positional_names(model)}
 
     # -- tuning ---------------------------------------------------------------------------------------------------------------
@@ -80,9 +80,11 @@ class Optimised(nn.Module):
         self._hold(technique)
 
     def _hold(self, technique: Technique) -> None:
-        training = self._request.training
-        packed = any(p.stage == "sparsity" or (p.stage == "precision" and not training) for p in parts_of(technique))
-        self.__dict__["_held"] = Held(self.model, values=packed)
+        training, parts = self._request.training, parts_of(technique)
+        packed = any(p.stage == "sparsity" or (p.stage == "precision" and not training) for p in parts)
+        # a graph replays what it was captured with, which a forward in eval mode may do in vain
+        ahead = parts[-1].stage == "graph" and not training and not any(part.training for part in self.model.modules())
+        self.__dict__ |= {"_held": Held(self.model, values=packed, storages=ahead), "_ahead": ahead}
 
     def technique(self) -> Technique:
         """What was chosen, as a technique that makes an Optimised of a model: to be measured beside others by kpt.measure."""
@@ -110,7 +112,11 @@ class Optimised(nn.Module):
         reason = reason or self._unchecked(inputs)
         if not reason:
             assert inputs is not None
-            return _call(fast, inputs)
+            output = _call(fast, inputs) if self._ahead else None  # the device works while the host looks at the model
+            if not (reason := str(self._held.changed())):
+                return output if self._ahead else _call(fast, inputs)
+            self.__dict__["_ahead"] = False
+            self._held.release()
         kind = reason.partition(":")[0]
         self.as_passed[kind] += 1
         if self.as_passed[kind] == 1:
@@ -133,7 +139,7 @@ class Optimised(nn.Module):
             return f"another form of inputs than the one measured: {described(inputs)}"
         if self._fragile and any(p.grad is not None for p in self.model.parameters()):
             return "gradients of an earlier step are still held, and reduce-overhead would overwrite them"
-        return str(self._held.changed())
+        return ""
 
     @property
     def _fragile(self) -> bool:
