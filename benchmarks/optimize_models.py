@@ -1,12 +1,13 @@
 """Is what optimize returns never slower than the model as passed, and within 3% of the best stack?
 
     python benchmarks/optimize_models.py --device cpu --record benchmarks/recorded/optimize_models.cpu.json
-    python benchmarks/optimize_models.py --device cuda --record $OUT/optimize_models.h100-sxm.json [--only llama_block]
+    python benchmarks/optimize_models.py --device cuda --budget 3 --seconds 360 --record $OUT/optimize_models.h100-sxm.json
 
-For each model: `optimize`, then an exhaustive measurement of its own: every stack that optimize could have chosen, and the model
-as passed, in one cell with another seed, on inputs that optimize did not see. Judged are the choice's interval over the model as
-passed, and over the best of all stacks there. Without a choice the first is 1 by definition. Weights are random except MiniLM's,
-where its package is installed: speed does not depend on them. Trials go beside the JSON as .jsonl.
+For each model: `optimize`, then an exhaustive measurement of its own: every stack that optimize could have chosen, the model as
+passed, and the very model that optimize returned, with what a call costs there, all in one cell with another seed, on inputs that
+optimize did not see. Judged are the returned model's interval over the model as passed, and over the best stack of that cell.
+Weights are random except MiniLM's, where its package is installed: speed does not depend on them. Trials go beside the JSON as
+.jsonl. A model that fails is a row with its reason; no model is begun after --seconds, and the JSON is written after each.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import kpt_lab as kpt
 from kpt_lab import baselines, timer
 from kpt_lab.environment import environment
 from kpt_lab.optimize import Optimised, optimize, stacks
-from kpt_lab.optimize.search import AS_PASSED, unseen
+from kpt_lab.optimize.calls import unseen
 from kpt_lab.ratios import compare
 
 WITHIN = 0.97  # of the best stack's speed
@@ -102,7 +103,7 @@ CASES: dict[str, dict[str, tuple[Callable[[], Case], torch.dtype]]] = {
         "llama_block": (llama_block, torch.bfloat16),
         "llama_step": (lambda: llama_block("training"), torch.bfloat16),
     },
-    "cpu": {"minilm": (lambda: minilm(batch=8, tokens=64), torch.float32)},
+    "cpu": {"minilm": (lambda: minilm(batch=1, tokens=64), torch.float32)},
     "dry": {  # the same paths, small, for trying this script on a CPU
         "minilm": (lambda: minilm("eager", 2, 16), torch.float32),
         "llama_step": (lambda: llama_block("training", 16, width=64, inner=96, heads=4), torch.float32),
@@ -111,33 +112,32 @@ CASES: dict[str, dict[str, tuple[Callable[[], Case], torch.dtype]]] = {
 
 
 def exhaustive(found: Optimised, inputs: Any, device: str, dtype: torch.dtype, budget: float, workload_type: str) -> kpt.Trials:
-    """Every lossless stack, and as passed, in one cell: a new seed, and inputs that optimize did not see."""
+    """Every lossless stack, as passed and as returned, in one cell: a new seed, and inputs that optimize did not see."""
     call = (inputs,) if isinstance(inputs, dict) else inputs
     mode = "backward" if workload_type == "training" else "forward"
     work = replace(kpt.workload(found.model, *unseen(call, seed=77)), cost=None)(mode=mode)
     tried = stacks.lossless(found.model, workload_type, device)
-    return kpt.measure(work, [baselines.eager, *tried], device=device, dtype=dtype, seed=7, budget=budget, processes=0)
+    every = [baselines.eager, found.technique(), *tried]
+    return kpt.measure(work, every, device=device, dtype=dtype, seed=7, budget=budget, processes=0)
 
 
 def judged(found: Optimised, trials: kpt.Trials, device: str) -> dict[str, Any]:
-    """The choice over the model as passed and over the best stack of the exhaustive cell."""
+    """The returned model over the model as passed and over the best stack of the exhaustive cell."""
     metric = "wall_time" if device == "cuda" else "time"
     by_label = {t.label: t for t in trials.ok if metric in t.metrics}
-    mine = by_label.get("eager" if found.chosen == AS_PASSED else found.chosen)
+    mine, eager = by_label.pop(found.technique().label, None), by_label.get("eager")
+    told: dict[str, Any] = {"not_ok": {t.label: f"{t.status}: {t.advice}" for t in trials if t.status != "ok"}}
+    if mine is None or eager is None:
+        return told | {"failed": "the model as returned or as passed did not run in the exhaustive cell"}
     best = min(by_label.values(), key=lambda t: t.metrics[metric].value)
-    if mine is None:
-        return {"failed": f"{found.chosen} did not run in the exhaustive cell"}
-    told: dict[str, Any] = {"best": best.label}
-    for name, over in (("over_as_passed", by_label["eager"]), ("over_best", best)):
-        if over is mine:
-            told[name] = [1.0, 1.0, 1.0]
-            continue
-        ratio = compare(over, mine, metric, choices=len(by_label) if name == "over_best" else 1)
+    told |= {"best": best.label, "blocks": len(mine.samples[metric])}
+    for name, over, choices in (("over_as_passed", eager, 1), ("over_best", best, len(by_label))):
+        ratio = compare(over, mine, metric, choices=choices)
         told[name] = [ratio.value, ratio.low, ratio.high if math.isfinite(ratio.high) else None]
     high = told["over_as_passed"][2]
     told["never_slower"] = high is None or high >= NOT_SLOWER
     told["within_3_percent"] = told["over_best"][0] >= WITHIN
-    told["times"] = {label: t.metrics[metric].value for label, t in by_label.items()}
+    told["times"] = {label: t.metrics[metric].value for label, t in (by_label | {"as returned": mine}).items()}
     return told
 
 
@@ -157,49 +157,54 @@ def run(name: str, make: Callable[[], Case], dtype: torch.dtype, options: argpar
     trials = exhaustive(found, inputs, device, dtype, options.budget, workload_type)
     told |= judged(found, trials, device)
     told["seconds_in_all"] = (timer.now() - start) / 1e9
-    failed = [t for t in trials if t.status != "ok"]
-    print(*(f"  {t.label}: {t.status}, {t.advice}" for t in failed), sep="\n")
+    print(*(f"  {label}: {said}" for label, said in told["not_ok"].items()), sep="\n")
     return told, found.trials + trials
+
+
+KEYS = (
+    "model", "chosen", "best", "over_as_passed", "over_best", "never_slower", "within_3_percent", "seconds_in_all", "failed",
+)  # fmt: skip
+
+
+def save(path: str, device: str, rows: list[dict[str, Any]], trials: kpt.Trials) -> None:
+    """Write the rows, and the Trials beside them, over what an earlier run left."""
+    report = {"environment": environment(device), "within": WITHIN, "not_slower": NOT_SLOWER, "models": rows}
+    Path(path).write_text(json.dumps(report, indent=1, default=str) + "\n")
+    beside = Path(path).with_suffix(".jsonl")
+    beside.unlink(missing_ok=True)
+    if len(trials):
+        kpt.record(trials, beside)
 
 
 def main() -> int:
     """Run the models, print a line for each, and write what was found; a model that fails does not stop the others."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", choices=sorted(CASES), default="cpu")
-    parser.add_argument("--only", nargs="*", default=None)
-    parser.add_argument("--budget", type=float, default=10.0)
-    parser.add_argument("--record")
+    parser.add_argument("--only", nargs="*", default=None, help="names of models")
+    parser.add_argument("--budget", type=float, default=10.0, help="seconds of timing for each measurement")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no model after so many seconds")
+    parser.add_argument("--record", help="the JSON to write; Trials go beside it")
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    everything = kpt.Trials()
-    for name, (make, dtype) in CASES[options.device].items():
-        if options.only and name not in options.only:
-            continue
+    cases = {name: case for name, case in CASES[options.device].items() if not options.only or name in options.only}
+    if not cases:
+        parser.error(f"--only names none of {', '.join(CASES[options.device])}")
+    device = "cuda" if options.device == "cuda" else "cpu"
+    rows, everything, start = [], kpt.Trials(), timer.now()
+    for name, (make, dtype) in cases.items():
+        told: dict[str, Any] = {"model": name}
         try:
-            told, trials = run(name, make, dtype, options)
-            everything += trials
+            if (spent := (timer.now() - start) / 1e9) > options.seconds:
+                told["failed"] = f"not begun: {spent:.0f} s had passed, of {options.seconds:.0f} s"
+            else:
+                told, trials = run(name, make, dtype, options)
+                everything += trials
         except Exception as error:
             traceback.print_exc()
-            told = {"model": name, "failed": f"{type(error).__name__}: {error}"[:1000]}
+            told["failed"] = f"{type(error).__name__}: {error}"[:1000]
         rows.append(told)
-        keys = (
-            "model",
-            "chosen",
-            "best",
-            "over_as_passed",
-            "over_best",
-            "never_slower",
-            "within_3_percent",
-            "seconds_in_all",
-            "failed",
-        )
-        print(json.dumps({key: told[key] for key in keys if key in told}), flush=True)
+        print(json.dumps({key: told[key] for key in KEYS if key in told}), flush=True)
         if options.record:
-            place = "cuda" if options.device == "cuda" else "cpu"
-            report = {"environment": environment(place), "within": WITHIN, "not_slower": NOT_SLOWER, "models": rows}
-            Path(options.record).write_text(json.dumps(report, indent=1, default=str) + "\n")
-            Path(options.record).with_suffix(".jsonl").unlink(missing_ok=True)
-            kpt.record(everything, Path(options.record).with_suffix(".jsonl"))
+            save(options.record, device, rows, everything)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
