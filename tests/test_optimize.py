@@ -183,6 +183,11 @@ def test_what_is_returned_can_be_measured_beside_others(times, ratio):
     plain = model()
     found = optimize(plain, inputs=X, techniques=[fast(times)])
     work = dataclasses.replace(kpt.workload(plain, X), cost=None)  # its bound would probe with this clock
+    named = dataclasses.replace(kpt.workload(plain, {"x": X, "scale": 1.0}), cost=None)
+    found = optimize(plain, inputs={"x": X, "scale": 1.0}, techniques=[fast(times)])
+    trials = kpt.measure(named, [baselines.eager, found.technique()], processes=0)
+    assert kpt.speedup(trials[1], trials[0]).value == pytest.approx(ratio)  # a call of another form would warn
+    found = optimize(plain, inputs=X, techniques=[fast(times)])
     trials = kpt.measure(work, [baselines.eager, found.technique()], processes=0)
     assert kpt.speedup(trials[1], trials[0]).value == pytest.approx(ratio)
     assert trials[1].technique.endswith(", as returned")

@@ -49,6 +49,11 @@ def canonical(names: list[str], args: tuple, named: Mapping[str, Any]) -> tuple 
     return None if len(args) == 1 and isinstance(args[0], Mapping) else args
 
 
+def named_in_order(inputs: tuple) -> tuple:
+    """Inputs as `canonical` gives them: a single mapping sorted by name."""
+    return (dict(sorted(inputs[0].items())),) if len(inputs) == 1 and isinstance(inputs[0], Mapping) else inputs
+
+
 def positional_names(model: nn.Module) -> list[str]:
     """Names of forward's positional parameters, as far as they can be given by name."""
     try:

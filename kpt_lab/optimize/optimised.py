@@ -14,7 +14,17 @@ from torch import nn
 from kpt_lab import check
 from kpt_lab.core import Technique, Trials, Unsupported
 from kpt_lab.models import _call
-from kpt_lab.optimize.live import Held, applied, canonical, described, first_call, form, parts_of, positional_names
+from kpt_lab.optimize.live import (
+    Held,
+    applied,
+    canonical,
+    described,
+    first_call,
+    form,
+    named_in_order,
+    parts_of,
+    positional_names,
+)
 from kpt_lab.optimize.search import AS_PASSED, Found, Request, device_name, search
 
 _SHARED = (
@@ -218,7 +228,7 @@ def _returned(fn: Any, args: tuple, *, technique: Technique | None, request: Req
     found = Optimised(fn, request)
     found.__dict__["_waiting"] = False
     if technique is not None:
-        found._put(technique, args)
+        found._put(technique, named_in_order(args))
     return found
 
 
