@@ -265,7 +265,16 @@ class SpikingTransformer(nn.Module):
             raise ValueError(f"{len(given)} tensors came; {self.name} needs {what} for each of {names}")
 
     def _as_model(self, out: Any) -> Any:
-        return pytree.tree_map(lambda v: v.to(self.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v, out)
+        if isinstance(out, Tensor):
+            return out.to(self.dtype) if out.is_floating_point() else out
+        if isinstance(out, dict):  # the graph keeps dicts and lists as immutable kinds of its own
+            return {key: self._as_model(value) for key, value in out.items()}
+        if isinstance(out, list):
+            return [self._as_model(value) for value in out]
+        if isinstance(out, tuple):
+            parts = [self._as_model(value) for value in out]
+            return type(out)(*parts) if hasattr(out, "_fields") else tuple(parts)
+        return out
 
 
 _IN_NEURON = ("gelu", "silu", "relu", "layer_norm", "rms_norm", "softmax")

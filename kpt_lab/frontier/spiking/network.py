@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from kpt_lab.frontier.spiking.counts import Run, Work
 from kpt_lab.frontier.spiking.neurons import Train, fire
 from kpt_lab.frontier.spiking.structure import inputs, place
 
 Edit = Callable[[str, Tensor], Tensor]
-_ELEMENTWISE = ("add", "sub", "mul", "div", "join")
 
 
 class Plain(fx.Interpreter):
@@ -27,6 +28,7 @@ class Plain(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, rule: Callable[[str, Tensor], Tensor]) -> None:
         super().__init__(module)
+        self.extra_traceback = False  # an error is one sentence, without the graph
         self.rule = rule
 
     def run_node(self, n: fx.Node) -> Any:
@@ -41,6 +43,7 @@ class Timed(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, scales: dict[str, float], run: Run, edit: Edit | None, keep: bool) -> None:
         super().__init__(module)
+        self.extra_traceback = False  # an error is one sentence, without the graph
         self.scales, self.record, self.edit, self.keep = scales, run, edit, keep
         self.window: dict[fx.Node, int] = {}
         final = next(n for n in module.graph.nodes if n.op == "output").args[0]
@@ -52,7 +55,7 @@ class Timed(fx.Interpreter):
         self.window[n] = max((self.window[i] for i in inputs(n)), default=0)
         if where.step == "output":
             self.record.windows = self.window[n] + 1
-            return torch.fx.node.map_aggregate(super().run_node(n), lambda v: self._received(n, v))
+            return map_aggregate(super().run_node(n), lambda v: self._received(n, v))
         if where.kind == "constant":
             return super().run_node(n)
         if where.step == "input":
@@ -60,8 +63,8 @@ class Timed(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         known = {"fire": self._fire, "linear": self._linear, "embedding": self._embedding, "matmul": self._matmul,
                  "mean": self._mean, "wire": self._wire, "split": self._wire}  # fmt: skip
-        if where.step == "mul" and sum(isinstance(a, Train) for a in args) == 2:
-            return self._product(n, *args)
+        if where.step == "mul" and len(inputs(n)) == 2:
+            return self._product(n, *args, **kwargs)
         return known.get(where.step, self._in_place)(n, args, kwargs)
 
     # where spikes are sent and received
@@ -184,8 +187,9 @@ class Timed(fx.Interpreter):
         )  # fmt: skip
         return out * scale
 
-    def _product(self, node: fx.Node, left: Train, right: Train) -> Tensor:
+    def _product(self, node: fx.Node, input: Train, other: Train) -> Tensor:
         """Two trains multiplied element by element: the second latched, the first driving."""
+        left, right = input, other
         self.window[node] += 1
         held = right.levels()
         out = self._arrived(left, lambda now: now * held)
@@ -219,12 +223,13 @@ class Timed(fx.Interpreter):
 
     def _in_place(self, node: fx.Node, args: tuple, kwargs: dict) -> Tensor:
         """A function of membranes; trains among its values are added up first."""
-        args, kwargs = (torch.fx.node.map_aggregate(a, lambda v: self._received(node, v)) for a in (args, kwargs))  # type: ignore[assignment]
+        trains = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Train)]
+        args, kwargs = (map_aggregate(a, lambda v: self._received(node, v)) for a in (args, kwargs))  # type: ignore[assignment]
         out = self._as_called(node, args, kwargs)
-        adds = out.numel() if place(node).step in ("add", "sub") and len(inputs(node)) > 1 else 0
-        self._count(
-            node, adds=adds, read=(2 if adds else 1) * out.numel(), written=out.numel(), functions=0 if adds else out.numel()
-        )
+        if place(node).step in ("add", "sub") and len(inputs(node)) > 1:
+            self._count(node, adds=out.numel(), read=2 * out.numel(), written=out.numel())
+        else:  # what the neuron computes in place is outside on both sides; what it had to be sent is not
+            self._count(node, functions=out.numel(), read=sum(train.spikes[0].numel() for train in trains))
         return out
 
     def _as_called(self, node: fx.Node, args: Any, kwargs: Any) -> Any:

@@ -93,8 +93,10 @@ def structured(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def inputs(node: fx.Node) -> list[fx.Node]:
-    """The nodes that a node reads and that are no constants."""
-    return [n for n in node.all_input_nodes if place(n).kind != "constant"]
+    """The nodes that a node reads and that are no constants, as often as it reads them."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), found.append)
+    return [n for n in found if place(n).kind != "constant"]
 
 
 def _placed(module: fx.GraphModule, node: fx.Node) -> Place:
@@ -140,6 +142,8 @@ def _check(module: fx.GraphModule, node: fx.Node, step: str, called: str, active
     """Unsupported unless the step is known and can be done on values of these kinds."""
     if step == "?":
         raise Unsupported(called)
+    if node.op == "call_module" and _hooked(module.get_submodule(str(node.target))):
+        raise Unsupported(f"{called} with a forward hook")
     if "ids" in kinds and step not in ("embedding", "wire"):
         raise Unsupported(f"{called} of token ids")
     if len(active) > 1 and step not in _PAIRS:
@@ -156,6 +160,10 @@ def _check(module: fx.GraphModule, node: fx.Node, step: str, called: str, active
         raise Unsupported(f"{called} with {extra[0]}")
     if step == "wire" and node.target is F.dropout and _training(node):
         raise Unsupported(f"{called} that drops values in evaluation too")
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _constant(value: Any) -> bool:
@@ -191,11 +199,7 @@ def _names_embedding(module: fx.GraphModule, node: fx.Node) -> bool:
 
 def _spiking(node: fx.Node, step: str) -> bool:
     """Whether a step reads its values as trains: what multiplies by weights or by another value, or sums over neurons."""
-    return step in ("linear", "matmul", "mean") or (step == "mul" and len(inputs(node)) + _same_twice(node) > 1)
-
-
-def _same_twice(node: fx.Node) -> bool:
-    return len(node.args) > 1 and node.args[0] is node.args[1]
+    return step in ("linear", "matmul", "mean") or (step == "mul" and len(inputs(node)) > 1)
 
 
 def _fire_before(graph: fx.Graph, node: fx.Node) -> None:
