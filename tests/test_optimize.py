@@ -474,6 +474,16 @@ def test_a_compiled_stack_on_the_model_itself(every_call_takes_a_microsecond):
     plain(x).sum().backward()
     torch.testing.assert_close(grads, [p.grad for p in plain.parameters()])
     assert all(torch.equal(before[name], value) for name, value in found.state_dict().items())
+    plain[0].weight.data = 2 * plain[0].weight.data  # torch.compile reads it anew
+    torch.testing.assert_close(found(x), plain(x))
+    assert not found.as_passed
+    hook = plain[0].register_forward_hook(lambda module, given, output: 2 * output)  # which torch.compile would not see
+    with pytest.warns(UserWarning, match="hook was registered"):
+        torch.testing.assert_close(found(x), plain(x), rtol=0, atol=0)
+    hook.remove()
+    plain[1] = nn.ReLU()
+    with pytest.warns(UserWarning, match="module '1' was replaced"):
+        torch.testing.assert_close(found(x), plain(x), rtol=0, atol=0)
 
 
 def free_of_charge(fn, args):

@@ -18,6 +18,7 @@ from kpt_lab.core import Technique
 from kpt_lab.models import _call
 from kpt_lab.optimize.stacks import PLAIN
 
+_KINDS = (("_parameters", "parameter"), ("_buffers", "buffer"), ("_modules", "module"))
 _AROUND = ("compile", "graph")  # stages that call the model as it is; all others may change its modules
 
 
@@ -95,22 +96,24 @@ class Held:
 
     `values`: the stack holds a form of the weights of its own, so that writing new values into them makes it stale.
     `storages`: keep the memory of the weights until `release`, so that a graph may be replayed before asking what changed.
-    Asked at every call, so that what it looks at lies in flat lists.
+    `guarded`: torch.compile looks at tensors itself; left are modules and modes, for each of which it would compile anew, and
+    hooks, at which it does not look. Asked at every call, when nothing of this is in cache, so that it looks at little.
     """
 
-    def __init__(self, model: nn.Module, *, values: bool, storages: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, values: bool, storages: bool = False, guarded: bool = False) -> None:
         slots: list[tuple[dict[str, Any], str, Any, str]] = []
         self._hooks: list[Mapping[int, Any]] = []
         for name, part in model.named_modules():
             where = f" of {name}" if name else ""
             if "training" in part.__dict__:
                 slots.append((part.__dict__, "training", part.training, f"train() or eval() was called{where}"))
-            for kind, what in (("_parameters", "parameter"), ("_buffers", "buffer"), ("_modules", "module")):
+            for kind, what in _KINDS[-1:] if guarded else _KINDS:
                 held = part.__dict__[kind]
                 slots += [(held, key, value, f"the {what} {key!r}{where} was replaced") for key, value in held.items()]
             self._hooks += [hooks for hooks in (part._forward_hooks, part._forward_pre_hooks) if not hooks]
         self._dicts, self._keys, self._kept, self._said = zip(*slots, strict=True)
-        self._tensors = list({id(t): t for t in (*model.parameters(), *model.buffers())}.values())
+        tensors = () if guarded else (*model.parameters(), *model.buffers())
+        self._tensors = list({id(t): t for t in tensors}.values())
         self._places = list(map(Tensor.data_ptr, self._tensors))
         self._storages = [t.untyped_storage() for t in self._tensors] if storages else []
         # parameters only: running statistics are buffers, which each call in training mode writes

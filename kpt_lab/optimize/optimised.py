@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from kpt_lab import check
+from kpt_lab.baselines import compiled, max_autotune
 from kpt_lab.core import Technique, Trials, Unsupported
 from kpt_lab.models import _call
 from kpt_lab.optimize.live import (
@@ -94,7 +95,8 @@ class Optimised(nn.Module):
         packed = any(p.stage == "sparsity" or (p.stage == "precision" and not training) for p in parts)
         # a graph replays what it was captured with, which a forward in eval mode may do in vain
         ahead = parts[-1].stage == "graph" and not training and not any(part.training for part in self.model.modules())
-        self.__dict__ |= {"_held": Held(self.model, values=packed, storages=ahead), "_ahead": ahead}
+        guarded = all(part in (compiled, max_autotune) for part in parts)
+        self.__dict__ |= {"_held": Held(self.model, values=packed, storages=ahead, guarded=guarded), "_ahead": ahead}
 
     def technique(self) -> Technique:
         """What was chosen, as a technique that makes an Optimised of a model: to be measured beside others by kpt.measure."""
