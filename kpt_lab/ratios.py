@@ -87,11 +87,17 @@ def _compared(ones: Trials, others: Trials, metric: str, choices: int) -> Ratio:
     kinds = {a.provenance, b.provenance}
     what = f"{metric!r} of {ones[0].label!r} and {others[0].label!r}"
     if (ones[0].workload, ones[0].params) != (others[0].workload, others[0].params):
-        raise Incomparable(f"{what} belong to different work: {_where(ones[0])} and {_where(others[0])}")
+        raise Incomparable(
+            f"{what} belong to different work: {_where(ones[0])} and {_where(others[0])}; compare Trials of one workload with the same params"
+        )
     if len(kinds) > 1 and not (kinds == {"measured", "simulated"} and metric in ("quality", "error")):
-        raise Incomparable(f"{what} are {a.provenance} and {b.provenance}; only numbers of one kind make a ratio")
+        raise Incomparable(
+            f"{what} are {a.provenance} and {b.provenance}; only numbers of one kind make a ratio: measure both, or model both"
+        )
     if kinds == {"quoted"} and a.source != b.source:
-        raise Incomparable(f"{what} are quoted from different sources ({a.source}; {b.source}); conditions differ")
+        raise Incomparable(
+            f"{what} are quoted from different sources ({a.source}; {b.source}); conditions differ: compare quotes of one source"
+        )
     if kinds <= {"measured", "simulated"} and metric not in ("quality", "error"):
         return _paired(ones, others, metric, choices)
     value = _quotient(a, b, metric, others[0].label)
@@ -209,7 +215,9 @@ def _metric(group: Trials, name: str) -> Metric:
                     f"{trial.label!r} simulates {trial.simulates!r}: its wall time is simulation_time, the speed of the simulator, "
                     "which says nothing about the device; compare modelled energy, or quality"
                 )
-            raise Incomparable(f"{trial.label!r} has no metric {name!r}; it has {', '.join(trial.metrics) or 'none'}")
+            raise Incomparable(
+                f"{trial.label!r} has no metric {name!r}; it has {', '.join(trial.metrics) or 'none'}; compare a metric that both have"
+            )
     return group[0].metrics[name]
 
 
@@ -250,6 +258,17 @@ def _paired(ones: Trials, others: Trials, metric: str, choices: int) -> Ratio:
     a, b = ones[0], others[0]
     if (a.device, a.dtype, a.host) != (b.device, b.dtype, b.host):
         raise Incomparable(f"measured on different devices or dtypes: {_where(a)} and {_where(b)}; measure both in one cell")
+    if bool(a.simulates) != bool(b.simulates):
+        real, simulated = (b, a) if a.simulates else (a, b)
+        raise Incomparable(
+            f"{metric!r} of {simulated.label!r} is the simulator's own, not that of {simulated.simulates!r}, so it makes no ratio with "
+            f"{real.label!r}; compare modelled energy, or quality"
+        )
+    if changed := [name for name in ("torch", "triton", "driver") if a.env.get(name, "") != b.env.get(name, "")]:
+        which = ", ".join(f"{name} {a.env.get(name) or 'none'} and {b.env.get(name) or 'none'}" for name in changed)
+        raise Incomparable(
+            f"{a.label!r} and {b.label!r} were measured in another environment each ({which}); measure both in one call"
+        )
     pairs = [(x, y) for x in ones for y in others if (x.cell, x.process) == (y.cell, y.process)]
     if not pairs:
         raise Incomparable(
