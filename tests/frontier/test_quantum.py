@@ -25,6 +25,15 @@ from kpt_lab.frontier.quantum.layer import BACKENDS
 STATE = {torch.complex128: 1e-12, torch.complex64: 1e-6}
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small products wait for the second thread longer than they take, on a machine that others use too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def _script(name: str) -> ModuleType:
     path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -11,6 +11,11 @@ No quantum computer is used and no quantum speedup is claimed: a simulator's tim
 from kpt_lab.frontier.quantum.circuit import Angle, Circuit, Gate
 from kpt_lab.frontier.quantum.layer import QuantumLayer
 from kpt_lab.frontier.quantum.observables import PauliSum
+from kpt_lab.frontier.quantum.optimizer import HybridResult, QuantumHybridOptimizer
 from kpt_lab.frontier.quantum.statevector import counts, expectations, sample, statevector
+from kpt_lab.frontier.quantum.technique import hybrid
 
-__all__ = ["Angle", "Circuit", "Gate", "PauliSum", "QuantumLayer", "counts", "expectations", "sample", "statevector"]
+__all__ = [
+    "Angle", "Circuit", "Gate", "HybridResult", "PauliSum", "QuantumHybridOptimizer", "QuantumLayer", "counts", "expectations",
+    "hybrid", "sample", "statevector",
+]  # fmt: skip

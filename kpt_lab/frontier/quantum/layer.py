@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from kpt_lab.frontier.quantum.aer import AerProgram, Shifted
 from kpt_lab.frontier.quantum.circuit import as_circuit, check_values
 from kpt_lab.frontier.quantum.observables import Observables
 from kpt_lab.frontier.quantum.program import Program
+from kpt_lab.frontier.quantum.reference import states
 from kpt_lab.frontier.quantum.statevector import check_dtype, expectations, run
 
-BACKENDS = ("torch", "aer")
+BACKENDS = ("torch", "aer", "reference")
 
 
 class QuantumLayer(nn.Module):
@@ -25,8 +26,9 @@ class QuantumLayer(nn.Module):
     observables:   Pauli labels ("ZI": Z on qubit 1), mappings from labels to coefficients, PauliSums or SparsePauliOps.
     input_params:  names (or Qiskit's Parameters) that the columns of x stand for, in order.
     weight_params: names of the trained parameters, in order; `weight` starts uniformly between -pi and pi.
-    backend:       "torch" (adjoint gradients, on x's device) or "aer" (Qiskit Aer on the CPU, gradients by parameter shift).
-    dtype:         of the state, for "torch"; Aer's is complex128.
+    backend:       "torch" (adjoint gradients, on x's device), "aer" (Qiskit Aer on the CPU, gradients by parameter shift) or
+                   "reference" (every gate alone, PyTorch's own autograd: the slow definition of the same numbers).
+    dtype:         of the state, for "torch"; the others' is complex128.
     The outputs have x's dtype. Raises ValueError for a parameter that is in neither list, or in both, and another backend;
     ModuleNotFoundError where Aer is asked for and missing.
     """
@@ -54,8 +56,7 @@ class QuantumLayer(nn.Module):
         self.observables = Observables(observables, self.circuit.qubits)
         self.weight = nn.Parameter(torch.empty(len(self.weight_params)))
         self.reset_parameters()
-        program = Program(self.circuit, self.input_params) if backend == "torch" else None
-        self._program = program or AerProgram(self.circuit, self.input_params, self.observables)
+        self._program = self._compiled()
         names = self._program.angles.names
         self._inputs = [self.input_params.index(name) for name in names["sample"]]
         self._weights = [self.weight_params.index(name) for name in names["shared"]]
@@ -75,7 +76,9 @@ class QuantumLayer(nn.Module):
         if not len(flat):
             return x.new_zeros(*x.shape[:-1], len(self.observables)) + 0 * (x.sum() + self.weight.sum()).to(x.dtype)
         sample, shared = flat[:, self._inputs], self.weight[self._weights]
-        if isinstance(self._program, Program):
+        if self.backend == "reference":
+            found = self._reference(flat)
+        elif isinstance(self._program, Program):
             found = expectations(run(self._program, sample, shared, self.dtype), self.observables)
         else:
             found = Shifted.apply(self._program, *self._program.angles.table(sample, shared))
@@ -93,12 +96,20 @@ class QuantumLayer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        make: Callable[[], Any] = (
-            (lambda: Program(self.circuit, self.input_params))
-            if self.backend == "torch"
-            else (lambda: AerProgram(self.circuit, self.input_params, self.observables))
-        )
-        self._program = make()
+        self._program = self._compiled()
+
+    def _compiled(self) -> Program | AerProgram:
+        if self.backend == "aer":
+            return AerProgram(self.circuit, self.input_params, self.observables)
+        return Program(self.circuit, self.input_params)
+
+    def _reference(self, flat: Tensor) -> Tensor:
+        values = dict(zip(self.input_params, flat.unbind(1), strict=True))
+        values |= dict(zip(self.weight_params, self.weight.unbind(), strict=True))
+        state = states(self.circuit, values, len(flat))
+        # column k of the identity asks for observable k applied to the state
+        one = torch.eye(len(self.observables), dtype=torch.float64, device=flat.device)[:, None].expand(-1, len(flat), -1)
+        return torch.stack([(state.conj() * self.observables.applied(state, weights)).sum(1).real for weights in one], 1)
 
 
 def _names(params: Iterable[Any], what: str) -> tuple[str, ...]:
