@@ -20,7 +20,7 @@ from torch import Tensor
 from kpt_lab.core import Metric
 from kpt_lab.frontier.photonic import thermal
 from kpt_lab.frontier.photonic.energy import Constants, Counts, EnergyReport
-from kpt_lab.frontier.photonic.mesh import Mesh, Scheme, SVDMesh, _checked_scheme, svd
+from kpt_lab.frontier.photonic.mesh import Mesh, Scheme, SVDMesh, _checked_scheme, part, svd
 from kpt_lab.frontier.photonic.noise import (
     Noise,
     PhaseError,
@@ -69,7 +69,7 @@ class PhotonicAccelerator:
     against shot noise; values are rounded only where `noise` has a Quantisation. thermal_stabilization: a PI controller holds
     the phase shifters against `ambient`, which is constant by default (None: no drift at all, controlled or not).
     optical_power: W launched on each wavelength, 1 mW by default; symbol_rate: vectors per second. All noise is off by default.
-    A PrecisionWarning comes where shot noise alone, all light split over the outputs without loss, leaves fewer bits.
+    A PrecisionWarning comes where shot noise leaves fewer bits, even were all modulated light detected.
     """
 
     def __init__(
@@ -134,12 +134,12 @@ class PhotonicAccelerator:
 
     @property
     def detected_photons(self) -> float:
-        """Detected photons a multiply at best: a full-scale product gets its share of both rails' outputs, the mean one a quarter."""
-        return self.launched_photons / (2 * self.wavelength_channels) / 4
+        """Detected photons a multiply at best: half the light passes inputs uniform on [0, 1], and all of that reaches a detector."""
+        return self.launched_photons / 2 / self.wavelength_channels
 
     @property
     def shot_noise_bits(self) -> float:
-        """Effective bits that shot noise leaves at best."""
+        """Effective bits that shot noise leaves at best, for inputs uniform on [0, 1] and weights uniform on [-1, 1]."""
         return shot_bits(self.detected_photons)
 
     def _warn(self) -> None:
@@ -180,7 +180,8 @@ class PhotonicAccelerator:
             weights = quantised(weights, quantisation.weight_bits, signed=True)
         rails = [(sign * weights).clamp(min=0) for sign in (1, -1)]
         full_scale = torch.stack([rail.sum(-1).amax(-1) for rail in rails]).amax(0)
-        plus, minus = (svd(rail.sqrt(), self.scheme) for rail in rails)
+        both = svd(torch.stack(rails).sqrt(), self.scheme)
+        plus, minus = (SVDMesh(part(both.left, k), both.gains[k], part(both.right, k), both.scale[k]) for k in range(2))
         return Program(plus, minus, scale, full_scale, (rows, cols))
 
     @torch.no_grad()
@@ -269,9 +270,9 @@ class PhotonicAccelerator:
         *batch, tall, wide, m, _ = shape
         vectors = math.prod(batch) * tall * wide * m * slots  # that went through a core
         held = sum(
-            float(torch.remainder(part, 2 * math.pi).sum())
+            float(torch.remainder(phases, 2 * math.pi).sum())
             for mesh in program.meshes
-            for part in (mesh.theta, mesh.phi, mesh.output)
+            for phases in (mesh.theta, mesh.phi, mesh.output)
         )
         repeats = math.prod(batch) * m * slots / math.prod(program.scale.shape[:-2])  # vectors that each core saw
         self.last = Counts(
@@ -284,7 +285,7 @@ class PhotonicAccelerator:
             radian_seconds=held * repeats / self.symbol_rate,
             bytes=itemsize
             * (math.prod(x.shape[:-4]) * m * k + math.prod(program.scale.shape[:-2]) * k * cols + math.prod(batch) * m * cols),
-            shifters=sum(part.numel() for mesh in program.meshes for part in (mesh.theta, mesh.phi, mesh.output)),
+            shifters=sum(phases.numel() for mesh in program.meshes for phases in (mesh.theta, mesh.phi, mesh.output)),
         )
         self.total = self.total + self.last
 

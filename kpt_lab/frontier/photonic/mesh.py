@@ -168,7 +168,18 @@ def svd(matrix: Tensor, scheme: Scheme = "clements") -> SVDMesh:
     exact = matrix.detach().to(torch.complex128 if matrix.is_complex() else torch.float64)
     left, singular, right = torch.linalg.svd(exact)
     scale = singular[..., 0].clamp(min=torch.finfo(torch.float64).tiny)  # a dark matrix has a scale too
-    return SVDMesh(decompose(left, scheme), singular / scale[..., None], decompose(right, scheme), scale)
+    if left.shape == right.shape:  # both in one go: the steps cost the same for a batch
+        pair = decompose(torch.stack([left, right]), scheme)
+        meshes = part(pair, 0), part(pair, 1)
+    else:
+        meshes = decompose(left, scheme), decompose(right, scheme)
+    return SVDMesh(meshes[0], singular / scale[..., None], meshes[1], scale)
+
+
+def part(mesh: Mesh, index: int) -> Mesh:
+    """One mesh, or one sub-batch, of a batch: its entry `index` along the first dimension."""
+    splitters = None if mesh.splitters is None else mesh.splitters[index]
+    return Mesh(mesh.scheme, mesh.theta[index], mesh.phi[index], mesh.output[index], splitters)
 
 
 @functools.lru_cache(maxsize=64)

@@ -86,18 +86,18 @@ def _with(fn: Callable, new: Callable[[], Callable[[Tensor, Tensor], Tensor]]) -
     return fn
 
 
-def apply(fn: Callable, args: tuple, bits: int = 6) -> Callable:
+def apply(fn: Callable, args: tuple, bits: int = 6, channels: int = CHANNELS) -> Callable:
     """The products of `fn` through the meshes, inputs, weights and outputs rounded to `bits`; PrecisionWarning above the light's."""
     accelerator = PhotonicAccelerator(
-        CHANNELS, checked_bits("bits", bits), noise=Noise(quantisation=Quantisation(bits, bits, bits))
+        channels, checked_bits("bits", bits), noise=Noise(quantisation=Quantisation(bits, bits, bits))
     )
     return _with(fn, lambda: PhotonicProduct(accelerator))
 
 
-def define(fn: Callable, args: tuple, bits: int = 6) -> Callable:
+def define(fn: Callable, args: tuple, bits: int = 6, channels: int = CHANNELS) -> Callable:
     """The same rounding, tile by tile, in plain products."""
     checked_bits("bits", bits)
-    return _with(fn, lambda: lambda a, b: rounded_product(a, b, bits))
+    return _with(fn, lambda: lambda a, b: rounded_product(a, b, bits, channels))
 
 
 def rounded_product(a: Tensor, b: Tensor, bits: int, channels: int = CHANNELS) -> Tensor:
@@ -141,12 +141,12 @@ def as_light(work: Cost) -> Cost:
     return Cost({"photonic": sum(work.flops.values())}, work.bytes)
 
 
-def core_target(bits: int = 6, constants: Constants | None = None) -> Target:
-    """One 64-channel core at 1 mW a wavelength and 1 GHz as a Target, modelled: rate, energy of an operation, energy of a byte.
+def core_target(bits: int = 6, channels: int = CHANNELS, constants: Constants | None = None) -> Target:
+    """One core of `channels` at 1 mW a wavelength and 1 GHz as a Target, modelled: rate, energy of an operation, energy of a byte.
 
     Every core is full and its phases are pi on average; converters have `bits`. Memory is assumed, as its source says.
     """
-    n, per_core = CHANNELS, CHANNELS**2
+    n, per_core = channels, channels**2
     counts = Counts(
         multiplies=per_core, products=1, bits=checked_bits("bits", bits), light=OPTICAL_POWER / SYMBOL_RATE * n,
         inputs=n, outputs=n, radian_seconds=4 * per_core * torch.pi / SYMBOL_RATE,
@@ -170,6 +170,6 @@ def core_target(bits: int = 6, constants: Constants | None = None) -> Target:
 forward = Workload("photonic.matmul", make, tolerance=64.0, cost=cost)
 photonic = Technique(
     "photonic", apply, "device", replaces=frozenset({"matmul"}), contract="lossy", definition=define, report=energies,
-    cost=as_light, simulates=f"photonic-{CHANNELS}",
+    cost=as_light, simulates="photonic core",
 )  # fmt: skip
 techniques = (*baselines.ladder, photonic)
