@@ -18,7 +18,9 @@ NOTEBOOKS = sorted(path for path in ROOT.glob("notebooks/**/*.ipynb") if ".ipynb
 TRUST = ROOT / "notebooks/phase1/01_can_you_trust_a_speedup.ipynb"
 MEMORY = ROOT / "notebooks/phase1/02_memory_bound_ops.ipynb"
 # what may hold digits: code, links, names with digits, the parts' and exercises' numbers, and everything after "References"
-ALLOWED = re.compile(r"`[^`]*`|\[[^]]*\]\([^)]*\)|\b(?:H100|float\d+|bfloat16|FP8|int8|e\dm\d\w*)\b|^#+ .*$|^\d+\. ", re.MULTILINE)
+ALLOWED = re.compile(
+    r"`[^`]*`|\[[^]]*\]\([^)]*\)|\b(?:H100|float\d+|bfloat16|FP8|int8|e\dm\d\w*)\b|^#+ .*$|^\d+\. ", re.MULTILINE
+)
 
 
 def typed_numbers(source: str) -> list[str]:
