@@ -7,11 +7,13 @@ neighbours in each layer, and takes its inputs in the first. Ends with exit code
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import weakref
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -54,15 +56,16 @@ def layered(qubits: int, depth: int) -> Circuit:
     return Circuit(qubits, gates)
 
 
-def peak(qubits: int, batch: int, depth: int) -> int:
-    """Peak bytes of the tensors made by one forward and backward."""
+def peak(qubits: int, batch: int, depth: int, *, fake: bool = False) -> int:
+    """Peak bytes of the tensors made by one forward and backward; `fake` runs the operators on shapes alone."""
     circuit = layered(qubits, depth)
     inputs = [name for name in circuit.parameters if name.startswith("x")]
     weights = [name for name in circuit.parameters if not name.startswith("x")]
     layer = QuantumLayer(circuit, ["I" * (qubits - 1 - q) + "Z" + "I" * q for q in range(qubits)], inputs, weights)
-    x = torch.randn(batch, qubits, requires_grad=True)
-    with Alive() as alive:
-        layer(x).sum().backward()
+    with FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext():
+        x = torch.randn(batch, qubits, requires_grad=True)
+        with Alive() as alive:
+            layer(x).sum().backward()
     return alive.peak
 
 
@@ -71,11 +74,12 @@ def main() -> int:
     parser.add_argument("--qubits", type=int, default=16)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--depths", type=int, nargs="+", default=[10, 1000])
+    parser.add_argument("--fake", action="store_true", help="run the operators on shapes alone: the same count in a minute")
     asked = parser.parse_args()
     state = asked.batch * 2**asked.qubits * 16
     peaks = []
     for depth in asked.depths:
-        peaks.append(peak(asked.qubits, asked.batch, depth))
+        peaks.append(peak(asked.qubits, asked.batch, depth, fake=asked.fake))
         print(
             f"depth {depth}: peak {peaks[-1] / 1e6:.1f} MB of tensors, {peaks[-1] / state:.2f} times the batch of states",
             flush=True,
