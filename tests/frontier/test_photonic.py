@@ -235,7 +235,7 @@ def test_the_report_cites_everything_and_claims_no_measurement():
 
 
 def test_a_published_chips_efficiency_follows_from_its_own_figures():
-    """S. Ahmed et al., Nature 640, 368 (2025): 65.5e12 operations/s at 78 W of electrical and 1.6 W of optical power."""
+    """Nature 640, 368 (2025): 65.5e12 operations/s at 78 W of electrical and 1.6 W of optical power."""
     per_joule, share = ph.published_efficiency(65.5e12, 78.0, 1.6)
     assert per_joule == pytest.approx(0.82e12, rel=0.005)
     assert share == pytest.approx(0.02, abs=0.0005)

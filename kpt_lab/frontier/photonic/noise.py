@@ -28,7 +28,7 @@ class Shot:
 
     photons: float | None = None
     formula: ClassVar[str] = "counts ~ Poisson(photons * rail), so std(y) = sqrt(sum(|w| x) / photons)"
-    source: ClassVar[str] = "photon statistics of laser light: R. Loudon, The Quantum Theory of Light (Oxford), ch. 6"
+    source: ClassVar[str] = "photon statistics of laser light: R. Loudon, The Quantum Theory of Light (Oxford University Press)"
 
     def __post_init__(self) -> None:
         if self.photons is not None:
