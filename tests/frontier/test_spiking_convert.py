@@ -45,7 +45,8 @@ def leaves(output) -> list[Tensor]:
 def test_spikes_give_what_the_quantised_network_gives(name: str, strategy: str) -> None:
     build, draw = MODELS[name]
     model = build()
-    spiking = convert(model, draw(16), strategy, timesteps=24)
+    target = "Intel_Loihi" if strategy == "exact" else "simulation"  # the first rounds weights, tied ones included
+    spiking = convert(model, draw(16), strategy, hardware_target=target, timesteps=24)
     x = draw(7)
     ours, wanted, standard = spiking.spike_forward(spiking.encode(x)), spiking.quantised(x), model.eval()(x)
     assert pytree.tree_structure(ours) == pytree.tree_structure(standard)
@@ -66,6 +67,44 @@ def test_with_many_levels_the_network_is_the_standard_one(name: str) -> None:
         assert float((a - b).abs().max()) < 0.01 * (1 + float(b.abs().max()))
 
 
+class Cross(nn.Module):
+    """Two inputs, attention between different widths, weights of each head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, kdim=4, vdim=5, bias=False, batch_first=True)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *, averaged: bool = False) -> tuple[Tensor, Tensor]:
+        return self.attention(query, key, value, average_attn_weights=averaged)
+
+
+def test_several_inputs_and_widths() -> None:
+    model, inputs = Cross(), (torch.randn(3, 2, 6), torch.randn(3, 7, 4), torch.randn(3, 7, 5))
+    spiking = SpikingTransformer.from_standard(model, "temporal_coding", calibration=inputs)
+    for a, b, c in zip(spiking(*inputs), spiking.quantised(*inputs), model(*inputs), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+        assert a.shape == c.shape
+        assert float((a - c).abs().max()) < 0.1
+    with pytest.raises(ValueError, match=r"1 tensors came; Cross needs a temporal_input .* for each of query, key, value"):
+        spiking.spike_forward(spiking.encode(*inputs)[0])
+
+
+def test_computed_weights_are_refused_where_weights_are_to_be_rounded() -> None:
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight * 2)
+
+    x = torch.randn(3, 4)
+    plain = convert(Computed(), x)
+    torch.testing.assert_close(plain(x), plain.quantised(x))
+    with pytest.raises(Unsupported, match=r"linear \(linear\) has computed weights, which can't be rounded to 8 bits"):
+        SpikingTransformer.from_standard(Computed(), hardware_target="Intel_Loihi")
+
+
 def numpy_own(model: Own, x: Tensor, scales: dict[str, float], steps: int) -> np.ndarray:
     """The quantised `Own` in numpy, written from its definition; populations are looked up by what fires."""
     p = {name: value.detach().double().numpy() for name, value in model.named_parameters()}
@@ -73,7 +112,7 @@ def numpy_own(model: Own, x: Tensor, scales: dict[str, float], steps: int) -> np
     def q(value: np.ndarray, name: str) -> np.ndarray:
         levels = value / scales[name]
         whole = np.trunc(levels)
-        levels = whole + np.sign(levels) * (np.abs(levels - whole) >= 0.5)
+        levels = whole + np.sign(levels) * (np.abs(levels - whole) >= 0.5 - 2**-30)
         return np.clip(levels, -steps, steps) * scales[name]
 
     def linear(value: np.ndarray, name: str) -> np.ndarray:
@@ -109,6 +148,22 @@ def test_the_quantised_network_is_that_of_an_independent_reference(strategy: str
     assert np.abs(ours - wanted).max() <= 1e-5
     assert (ours.argmax(-1) == wanted.argmax(-1)).all()
     assert set(spiking.scales) == {"x", *(n.name for n in spiking.network.graph.nodes if n.name.endswith("_fired"))}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("tokens", [3, 16, 17])
+def test_membranes_that_lie_halfway_are_decided_alike(tokens: int, strategy: str) -> None:
+    """Means of whole levels, of which many are exactly half of the next threshold: the order of additions must not show."""
+
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.mean(1) * 0.3).unsqueeze(1).mean(2)
+
+    x = torch.randint(0, 11, (4000, tokens, 3)) * 0.1
+    spiking = convert(Pooled(), x, strategy, timesteps=10)
+    spiking.scales = {"x": 0.1, next(name for name in spiking.scales if name != "x"): 0.03 * 2 / tokens}
+    assert torch.equal(spiking.spike_forward(spiking.encode(x)) > 0, spiking.quantised(x) > 0)
+    assert float((spiking.spike_forward(spiking.encode(x)) - spiking.quantised(x)).abs().max()) <= 1e-5
 
 
 def test_one_dropped_spike_changes_the_logits_and_the_count() -> None:

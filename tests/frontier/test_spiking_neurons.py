@@ -11,14 +11,33 @@ import torch
 from kpt_lab.frontier.spiking import CODES, best_scale, fire, first_spike, integrate_and_fire, nearest_level
 
 EDGES = torch.tensor(
-    [0.0, 0.5, 0.5 - 2**-54, -0.5, 1.0, 1.5, -1.5, 2.5, 6.5, 7.49999, 7.5, 9.0, -100.0, 1e-30], dtype=torch.float64
+    [
+        0.0,
+        0.5,
+        0.5 - 2**-54,
+        0.5 - 2**-29,
+        3.5 - 2**-40,
+        3.5 - 2**-28,
+        -0.5,
+        1.0,
+        1.5,
+        -1.5,
+        2.5,
+        6.5,
+        7.49999,
+        7.5,
+        9.0,
+        -100.0,
+        1e-30,
+    ],
+    dtype=torch.float64,
 )
 
 
 def rounded(values: np.ndarray, steps: int) -> np.ndarray:
-    """Half away from zero, clipped; by exact remainders, since adding 0.5 rounds."""
+    """A half (less 2^-30) away from zero, clipped; by exact remainders, since adding would round."""
     whole = np.trunc(values)
-    return np.clip(whole + np.sign(values) * (np.abs(values - whole) >= 0.5), -steps, steps)
+    return np.clip(whole + np.sign(values) * (np.abs(values - whole) >= 0.5 - 2**-30), -steps, steps)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 32])

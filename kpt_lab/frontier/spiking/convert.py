@@ -53,6 +53,8 @@ class SpikingTransformer(nn.Module):
         self.timesteps = usual if timesteps is None else timesteps
         self.weight_bits = TARGETS[target] if weight_bits is None else weight_bits
         self.network = structured(traced(model))
+        if self.weight_bits is not None:
+            _linear_weights(self.network, self.weight_bits)  # refused now, not when the first thresholds are set
         self.dtype = next((p.dtype for p in model.parameters()), torch.get_default_dtype())
         self.name = type(model).__name__
         self.scales: dict[str, float] = {}
@@ -333,9 +335,9 @@ def _agree(name: str, mine: Any, theirs: Any) -> None:
             )
 
 
-def _round_weights(network: Any, bits: int) -> None:
-    """Round the weights of every linear step to 2^(bits - 1) - 1 levels on either side of 0, one scale for each output."""
-    most, done = 2 ** (bits - 1) - 1, set()
+def _linear_weights(network: Any, bits: int) -> list[Tensor]:
+    """The weights of every linear step, each once; Unsupported where one is computed and so can't be rounded."""
+    found: dict[int, Tensor] = {}
     for node in network.graph.nodes:
         if place(node).step != "linear":
             continue
@@ -344,12 +346,16 @@ def _round_weights(network: Any, bits: int) -> None:
         else:
             source = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
             if source.op != "get_attr":
-                raise Unsupported(
-                    f"{place(node).called} has computed weights, which can't be rounded to {bits} bits; pass weight_bits=None"
-                )
+                raise Unsupported(f"{place(node).called} has computed weights, which can't be rounded to {bits} bits")
             owner, _, attribute = str(source.target).rpartition(".")
             weight = getattr(network.get_submodule(owner), attribute)
-        if id(weight) not in done:
-            done.add(id(weight))
-            scale = weight.detach().abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny) / most
-            weight.data = (weight.detach() / scale).round() * scale
+        found[id(weight)] = weight
+    return list(found.values())
+
+
+def _round_weights(network: Any, bits: int) -> None:
+    """Round the weights of every linear step to 2^(bits - 1) - 1 levels on either side of 0, one scale for each output."""
+    most = 2 ** (bits - 1) - 1
+    for weight in _linear_weights(network, bits):
+        scale = weight.detach().abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny) / most
+        weight.data = (weight.detach() / scale).round() * scale

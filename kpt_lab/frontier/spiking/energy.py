@@ -2,7 +2,8 @@
 
 `energy.compute` is what most papers print: one addition for each spike and target against one multiply-accumulate (and one
 addition where the standard network only adds). `energy.with_memory` adds what these cost in a chip with on-chip memory: every
-weight and every operand read, membranes read and written, thresholds compared at every step, spikes queued and taken out.
+weight and every operand read, membranes read and written, thresholds compared at every step, spikes queued and taken out. The
+additions by which a first spike acts on until the window's end are a neuron's own steps, so they are in the second model only.
 Functions computed in the neuron (GELU, LayerNorm, softmax, biases) are the same on both sides and in neither model.
 """
 
@@ -36,7 +37,7 @@ LOIHI = {"synaptic": 23.6 * PICO, "spike": 1.7 * PICO, "neuron_step": 52 * PICO}
 
 STATE_BITS = 32  # of a membrane, a counter, and a spike's address
 _OUTSIDE = "functions computed in the neuron (GELU, LayerNorm, softmax, biases) left out on both sides"
-_COMPUTE = f"{HOROWITZ}. Boundary: additions by spikes, multiply-accumulates and additions of values; no memory; {_OUTSIDE}"
+_COMPUTE = f"{HOROWITZ}. Boundary: additions by spikes, multiply-accumulates and additions of values; no memory, no neuron's own steps; {_OUTSIDE}"
 _MEMORY = (
     f"{HOROWITZ}. Boundary: as energy.compute, and every weight and operand read from an SRAM of {{memory}}, results written, "
     f"membranes read and written at each addition and each step, thresholds compared, spikes queued; no reuse between reads; {_OUTSIDE}"

@@ -88,6 +88,8 @@ class Timed(fx.Interpreter):
                     f"edit returned {tuple(edited.shape)} {edited.dtype} for {node.name!r}; it must return spikes like those it got, "
                     f"{tuple(train.spikes.shape)} {train.spikes.dtype}"
                 )
+            if edited.numel() and int(edited.abs().max()) > 1:
+                raise ValueError(f"edit returned other values than -1, 0 and 1 for {node.name!r}")
             train = Train(edited, train.scale, train.code)
         if self.keep:
             self.record.trains[node.name] = train.spikes

@@ -6,8 +6,10 @@ one fires, so that no neuron of the two ever fires for both signs. A train stand
 - count: as many spikes as the level, from an integrate-and-fire neuron that subtracts its threshold when it fires;
 - first spike: at most one spike; at step t it says T - t, from a neuron whose threshold falls step by step and that fires once.
 
-The threshold is 1 (a membrane is divided by its scale beforehand), and the neuron fires at half a threshold before the level,
+The threshold is 1 (a membrane is divided by its scale beforehand), and the neuron fires from half a threshold before the level,
 so that a train says the nearest level. Subtracting 1 from a float64 is exact there, so stepping and rounding agree to the bit.
+A half is `HALF`, a little less: membranes that lie halfway do occur (a mean of whole levels), and the last bit of a float64, which
+depends on the order in which spikes came, must not decide them.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import torch
 from torch import Tensor
 
 Code = Literal["count", "first_spike"]
+HALF = 0.5 - 2.0**-30
+"""The part of a threshold from which a neuron fires: far more below one half than float64 sums are off by."""
 CODES: tuple[Code, ...] = ("count", "first_spike")
 
 
@@ -81,25 +85,25 @@ def step_weights(code: Code, steps: int) -> list[int]:
 
 
 def integrate_and_fire(membrane: Tensor, steps: int) -> Tensor:
-    """Spikes (T, ...) int8 of neurons that fire while half a threshold or more is left, subtracting 1 each time."""
+    """Spikes (T, ...) int8 of neurons that fire while half a threshold (`HALF`) or more is left, subtracting 1 each time."""
     left = membrane.to(torch.float64).abs()
     sign = torch.where(membrane < 0, -1, 1).to(torch.int8)
     train = torch.empty((steps, *membrane.shape), dtype=torch.int8, device=membrane.device)
     for now in train:
-        fires = left >= 0.5
+        fires = left >= HALF
         left -= fires.to(torch.float64)
         now.copy_(fires * sign)
     return train
 
 
 def first_spike(membrane: Tensor, steps: int) -> Tensor:
-    """Spikes (T, ...) int8 of neurons that fire once, when the threshold, falling from T - 1/2 by 1 a step, meets them."""
+    """Spikes (T, ...) int8 of neurons that fire once, when the threshold, falling by 1 a step from half below T, meets them."""
     height = membrane.to(torch.float64).abs()
     sign = torch.where(membrane < 0, -1, 1).to(torch.int8)
     silent = torch.ones_like(membrane, dtype=torch.bool)
     train = torch.empty((steps, *membrane.shape), dtype=torch.int8, device=membrane.device)
     for step, now in enumerate(train):
-        fires = silent & (height >= steps - step - 0.5)
+        fires = silent & (height >= steps - step - 1 + HALF)
         silent &= ~fires
         now.copy_(fires * sign)
     return train
@@ -112,10 +116,10 @@ def fire(membrane: Tensor, scale: float, code: Code, steps: int) -> Train:
 
 
 def nearest_level(membrane: Tensor, scale: float, steps: int) -> Tensor:
-    """The same levels by rounding, without time: half away from zero, within -T..T. This is the quantised network's rule."""
+    """The same levels by rounding, without time: a half (`HALF`) away from zero, within -T..T. This is the quantised network's rule."""
     height = (membrane.to(torch.float64) / scale).abs()
-    below = height.floor()  # height + 0.5 would round, and lift 0.5 - 2**-54 to the next level
-    return (below + (height - below >= 0.5)).clamp(max=steps).copysign(membrane)
+    below = height.floor()  # the difference to it is exact, which height + HALF would not be
+    return (below + (height - below >= HALF)).clamp(max=steps).copysign(membrane)
 
 
 def best_scale(values: Tensor, steps: int) -> float:
