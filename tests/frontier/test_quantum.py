@@ -195,6 +195,7 @@ def test_an_unbound_parameter_is_named(qiskit: Any) -> None:
         (lambda: statevector(Circuit(1, []), dtype=torch.float32), "accepted are torch.complex64"),
         (lambda: statevector(_random(2, 9, 1), {**_values(3), "x1": torch.ones(2)}), "batch sizes"),
         (lambda: statevector(_random(2, 9, 1), {**_values(3), "x1": torch.ones(2, 2)}), r"accepted are \(\) and \(B,\)"),
+        (lambda: statevector(Circuit(1, [Gate("rx", [0], ["a"])]), {"a": torch.ones(0)}), "a batch of 0 samples"),
         (lambda: PauliSum({"ZA": 1.0}), "accepted are strings of I, X, Y and Z"),
         (lambda: PauliSum({"ZZ": 1.0, "Z": 1.0}), "another length"),
         (lambda: PauliSum({"Z": 1j}), "must be real"),

@@ -35,6 +35,20 @@ class MLP(nn.Module):
         return self.down(self.act(self.up(x)))
 
 
+class Residual(MLP):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class Functional(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(nn.functional.silu(self.up(x)))
+
+
 class Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -84,12 +98,18 @@ def test_sublayers_are_found_by_structure() -> None:
     [
         nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)),
         nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 4)),
+        nn.Sequential(nn.ReLU(), nn.Linear(4, 8), nn.Linear(8, 4)),
+        Residual(4),
         nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 4)),
         nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)),
     ],
 )
 def test_what_is_no_feed_forward_is_left(module: nn.Module) -> None:
     assert find(nn.Sequential(module), ["feedforward"]) == {"feedforward": []}
+
+
+def test_a_feed_forward_may_call_its_activation_as_a_function() -> None:
+    assert find(nn.Sequential(Functional(4), nn.Dropout()), ["feedforward"]) == {"feedforward": ["0"]}
 
 
 def test_the_ansatz_has_its_stated_size() -> None:

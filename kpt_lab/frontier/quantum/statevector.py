@@ -38,6 +38,8 @@ def statevector(
         raise ValueError(f"values[{wrong[0]!r}] has the shape {tuple(given[wrong[0]].shape)}; accepted are () and (B,)")
     if len(set(sizes.values())) > 1:
         raise ValueError(f"values have the batch sizes {', '.join(f'{n}: {b}' for n, b in sizes.items())}; one size is needed")
+    if 0 in sizes.values():
+        raise ValueError("values hold a batch of 0 samples; at least 1 is needed")
     program = Program(circuit, sizes)
     where = next((value.device for value in given.values()), torch.device(device or "cpu"))
     batch = next(iter(sizes.values()), 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from kpt_lab.frontier.quantum.circuit import Circuit, Gate
 from kpt_lab.frontier.quantum.layer import QuantumLayer
 
+_gelu = nn.functional.gelu
+_FUNCTIONS = (torch.relu, _gelu, partial(_gelu, approximate="tanh"), nn.functional.silu, torch.tanh, torch.sigmoid)
 KINDS = ("attention", "feedforward")
 QUBITS, DEPTH = 4, 2  # of each hybrid sublayer, unless asked otherwise
 _BETWEEN = (
@@ -120,13 +124,14 @@ def find(model: nn.Module, kinds: Sequence[str]) -> dict[str, list[str]]:
     """For each kind the names of the sublayers in `model` that can be replaced, in the model's order.
 
     attention: every nn.MultiheadAttention. feedforward: the two linear layers of PyTorch's own transformer layers (named by the layer),
-    and every module that holds nothing but two nn.Linear, width -> h and h -> width, with activations and dropout.
+    and every module that holds nothing but two nn.Linear, width -> h and h -> width, with an activation and dropout, and that computes
+    just that chain, which is tried on random numbers.
     """
     found: dict[str, list[str]] = {kind: [] for kind in kinds}
     for name, module in model.named_modules():
         if "attention" in found and name and type(module) is nn.MultiheadAttention:
             found["attention"].append(name)
-        if "feedforward" in found and (isinstance(module, _ENCODERS) or (name and _width(module))):
+        if "feedforward" in found and (type(module) in _ENCODERS or (name and _width(module))):
             found["feedforward"].append(name)
     return found
 
@@ -136,12 +141,27 @@ def _width(module: nn.Module) -> int:
     children = list(module.children())
     linear = [child for child in children if type(child) is nn.Linear]
     others = [child for child in children if type(child) is not nn.Linear]
-    if len(linear) != 2 or not all(isinstance(child, _BETWEEN) for child in others) or list(module.parameters(recurse=False)):
+    if len(linear) != 2 or not all(type(child) in _BETWEEN for child in others) or list(module.parameters(recurse=False)):
         return 0
-    if not any(not isinstance(child, nn.Dropout | nn.Identity) for child in others) and isinstance(module, nn.Sequential):
-        return 0  # no activation: a factored linear map
     first, second = linear
-    return first.in_features if (first.in_features, first.out_features) == (second.out_features, second.in_features) else 0
+    if (first.in_features, first.out_features) != (second.out_features, second.in_features):
+        return 0
+    own: list[Callable[[Tensor], Tensor]] = [child for child in others if type(child) not in (nn.Dropout, nn.Identity)]
+    return first.in_features if _is_chain(module, first, second, own or _FUNCTIONS) else 0
+
+
+def _is_chain(module: nn.Module, first: nn.Linear, second: nn.Linear, between: Sequence[Callable[[Tensor], Tensor]]) -> bool:
+    """Whether it computes second(activation(first(x))) and no more: a residual or a gate inside would be lost."""
+    like = first.weight
+    x = torch.randn(2, 3, first.in_features, generator=torch.Generator().manual_seed(0)).to(like)
+    with torch.no_grad():
+        try:
+            found = copy.deepcopy(module).eval()(x)
+        except Exception:  # it takes something else than one tensor: not a feed-forward sublayer
+            return False
+        expected = [second(activation(first(x))) for activation in between]
+    bar = 64 * torch.finfo(like.dtype).eps
+    return isinstance(found, Tensor) and any(torch.allclose(found, one, rtol=bar, atol=bar) for one in expected)
 
 
 def replace(model: nn.Module, found: dict[str, list[str]], qubits: int, depth: int, backend: str, entangle: bool) -> None:
@@ -155,10 +175,10 @@ def replace(model: nn.Module, found: dict[str, list[str]], qubits: int, depth: i
         _put(model, name, made, old)
     for name in found.get("feedforward", ()):
         old = model.get_submodule(name)
-        if isinstance(old, _ENCODERS):
+        if type(old) in _ENCODERS:
             both = HybridFeedForward(old.linear1.in_features, qubits, depth, backend, entangle)
             like, mode = old.linear1.weight, old.training
-            old.linear1, old.linear2 = both.features.to(like).train(mode), both.decode.to(like).train(mode)  # type: ignore[assignment]
+            old.linear1, old.linear2 = both.features.to(like).train(mode), both.decode.to(like).train(mode)
             old.activation, old.activation_relu_or_gelu = nn.Identity(), 0
         else:
             _put(model, name, HybridFeedForward(_width(old), qubits, depth, backend, entangle), old)
