@@ -21,7 +21,8 @@ HOROWITZ = (
 )
 DAVIES = (
     "M. Davies et al., Loihi: a neuromorphic manycore processor with on-chip learning, IEEE Micro 38(1), 2018, pp. 82-99, "
-    "table 2 (14 nm, 0.75 V, from circuit simulation before the chip was made)"
+    "table 2 (14 nm, 0.75 V, from circuit simulation before the chip was made), as others cite it: the paper was not at hand, and the "
+    "inactive neuron's update is from memory"
 )
 PICO = 1e-12
 
