@@ -108,7 +108,7 @@ def test_torch_is_pinned_so_that_cpu_and_cuda_builds_both_fit() -> None:
 def test_extras_are_those_that_the_readme_and_make_use() -> None:
     assert set(EXTRAS) == {"lab", "frontier", "models", "test", "e2e", "docs"}
     assert "'.[$(EXTRA)]'" in (ROOT / "Makefile").read_text()
-    assert "kpt-lab[lab]" in EXTRAS["test"]
+    assert "kpt-lab[lab,models,frontier]" in EXTRAS["test"]
 
 
 def test_every_package_is_in_the_wheel() -> None:
