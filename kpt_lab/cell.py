@@ -283,6 +283,10 @@ class _Cell:
         self.dice.shuffle(order)
         for runner in order:
             audit = self.dice.random() < _AUDIT or self.blocks == 0
+            if audit:  # what an earlier one of this block replaced must not be found in this one's audit
+                self._blame()
+                if runner.status != "ok":
+                    continue
             if took := self._turn(runner, draw, audit=audit):
                 runner.samples.append(took[0])
                 runner.wall.append(took[1])
