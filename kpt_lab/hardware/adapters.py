@@ -244,7 +244,7 @@ def _xla(device: str) -> _Seen | None:
         return None
     try:
         kind = importlib.import_module("torch_xla.runtime").device_type()
-    except Exception:  # installed without a device that it can use
+    except (ImportError, OSError, RuntimeError, AttributeError):  # absent, or installed without a device that it can use
         return None
     return _Seen("xla", "Google", "TPU") if kind == "TPU" else None
 
