@@ -187,7 +187,11 @@ def test_a_tpu_is_recognised_where_torch_xla_says_so(monkeypatch: pytest.MonkeyP
     assert "TPU" in refused(found)
     assert CustomHardwareAdapter.auto_detect("tpu").vendor == "Google"
     assert CustomHardwareAdapter.auto_detect().vendor == "CPU"  # torch_xla on a CPU is no TPU
-    runtime.device_type = lambda: 1 / 0  # type: ignore[attr-defined]
+
+    def broken() -> str:
+        raise RuntimeError("no device could be initialised")
+
+    runtime.device_type = broken  # type: ignore[attr-defined]
     assert CustomHardwareAdapter.auto_detect().vendor == "CPU"
 
 
