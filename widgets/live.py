@@ -201,12 +201,13 @@ class Live(ipywidgets.VBox):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", records.CorruptRecord)  # it was said when the file was first read
             running = self._sweep = start_sweep(*measured, each=each, into=into, **asked.options)
+        if self._stop.is_set():  # cancelled while it began, before `cancel` could reach it
+            running.cancel()
         before = done = running.progress.done
         begun = last = timer.now()
         while running.running:
             running.wait(POLL)
             if self._stop.is_set():
-                running.cancel()  # `cancel` does it sooner, but not before the sweep has begun
                 continue
             if before + len(told) != done:
                 done, last = before + len(told), timer.now()

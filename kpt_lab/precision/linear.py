@@ -303,6 +303,8 @@ class FP8Linear(nn.Linear):
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.recipe, layer.emulate, layer.seen, layer.cached = recipe, emulate, None, None
         layer.training = linear.training
+        # the very dictionaries: what a user registered goes on running, and its handle still takes it away
+        layer.__dict__.update({name: held for name, held in vars(linear).items() if "_hook" in name})
         return layer
 
     def watch(self, on: bool = True) -> None:

@@ -366,3 +366,16 @@ def test_as_a_technique_it_is_a_simulation_and_keeps_what_it_is_told():
     assert (eager.status, emulated.status, real.status) == ("ok", "ok", "unavailable")
     assert "simulation_time" in emulated.metrics
     assert "time" not in emulated.metrics
+
+
+def test_a_converted_layer_keeps_the_hooks_of_the_layer_it_came_from():
+    model = nn.Sequential(nn.Linear(32, 32))
+    calls = []
+    handle = model[0].register_forward_hook(lambda m, args, out: calls.append(type(m).__name__))
+    model[0].register_full_backward_hook(lambda m, into, out: calls.append("backward"))
+    converted = convert(model, TENSORWISE, emulate=True, inplace=True)
+    converted(torch.randn(16, 32, requires_grad=True)).sum().backward()
+    assert calls == ["FP8Linear", "backward"]
+    handle.remove()
+    converted(torch.randn(16, 32))
+    assert calls == ["FP8Linear", "backward"]
