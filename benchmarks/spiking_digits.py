@@ -2,9 +2,8 @@
 
     python benchmarks/spiking_digits.py [--out benchmarks/recorded/spiking_digits.cpu.json] [--seeds 5] [--epochs 40]
 
-1797 images of 8 x 8: for each seed, 1437 to train on and 360 to test on, drawn by that seed. The transformer reads each image as
-16 patches of 2 x 2, with learned positions, two pre-norm layers of width 32 and the mean of the tokens. Thresholds are set on the
-first 256 training images. Exactness is the largest difference of a logit from the quantised network's, over the test images. The
+The transformer and its images are those of kpt_lab.frontier.spiking.digits, split and trained once for each seed. Thresholds are
+set on the first 256 training images. Exactness is the largest difference of a logit from the quantised network's, over the test images. The
 energies are modelled from counts per image; nothing here reads a clock.
 """
 
@@ -19,63 +18,16 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from kpt_lab.frontier.spiking import SpikingTransformer
+from kpt_lab.frontier.spiking.digits import Digits, accuracy, data, train
 
-PATCHES, WIDTH, HEADS, CALIBRATION, TESTED = 16, 32, 4, 256, 360
+CALIBRATION = 256
 SETTINGS = (
     ("exact", 8), ("exact", 16), ("exact", 32), ("exact", 64), ("temporal_coding", 8), ("temporal_coding", 16),
     ("temporal_coding", 32),
 )  # fmt: skip
-
-
-class Digits(nn.Module):
-    """Images (batch, 16, 4), pixels from 0 to 1, to 10 logits."""
-
-    def __init__(self, layers: int = 2) -> None:
-        super().__init__()
-        self.embed = nn.Linear(4, WIDTH)
-        self.positions = nn.Parameter(0.1 * torch.randn(PATCHES, WIDTH))
-        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 64, 0.1, "gelu", batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.encoder(self.embed(x) + self.positions)).mean(1))
-
-
-def data(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training and test patches and labels, split by the seed."""
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    images = torch.tensor(found.images, dtype=torch.float32) / 16
-    patches = images.unfold(1, 2, 2).unfold(2, 2, 2).reshape(len(images), PATCHES, 4)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    x, y = patches[order], torch.tensor(found.target)[order]
-    return x[:-TESTED], y[:-TESTED], x[-TESTED:], y[-TESTED:]
-
-
-def train(x: Tensor, y: Tensor, seed: int, epochs: int) -> Digits:
-    """The transformer, trained by AdamW with a one-cycle rate, in evaluation mode."""
-    torch.manual_seed(seed)
-    model = Digits().train()
-    steps = epochs * -(-len(x) // 64)
-    optimiser = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
-    for _ in range(epochs):
-        for part in torch.randperm(len(x)).split(64):
-            optimiser.zero_grad()
-            F.cross_entropy(model(x[part]), y[part]).backward()
-            optimiser.step()
-            schedule.step()
-    return model.eval()
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    return float((logits.argmax(-1) == labels).double().mean())
 
 
 @torch.no_grad()

@@ -59,3 +59,25 @@ def test_the_record_shows_exactness_and_at_most_two_points_lost() -> None:
             assert run["most_spikes_of_a_neuron"] == 1
         if (run["strategy"], run["timesteps"]) in (("temporal_coding", 32), ("exact", 64)):
             assert run["lost_points"] <= 2
+
+
+def test_patches_are_the_images_cut_up(script: ModuleType) -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    from kpt_lab.frontier.spiking.digits import pictures
+
+    x, _, tested, _ = script.data(3)
+    back = pictures(torch.cat([x, tested])) * 16
+    wanted = torch.tensor(datasets.load_digits().images, dtype=torch.float32)
+    assert torch.equal(back.flatten(1).unique(dim=0), wanted.flatten(1).unique(dim=0))
+
+
+def test_populations_send_in_the_windows_that_the_answer_waits_for() -> None:
+    from kpt_lab.frontier.spiking import SpikingTransformer
+
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.Linear(4, 2)
+    )
+    made = SpikingTransformer.from_standard(model, timesteps=4, calibration=torch.rand(5, 3))
+    made(torch.rand(2, 3))
+    assert list(made.last.sent.values()) == [0, 1, 2]
+    assert made.last.windows == 3

@@ -9,22 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from kpt_lab.core import Unsupported
+from kpt_lab.frontier.spiking.checks import STRATEGIES, TARGETS, agree, arrivals, check, what
 from kpt_lab.frontier.spiking.counts import Run
 from kpt_lab.frontier.spiking.energy import Energy, Memory, energy_of
 from kpt_lab.frontier.spiking.network import Edit, Plain, Timed
-from kpt_lab.frontier.spiking.neurons import Code, Train, best_scale, fire, nearest_level
+from kpt_lab.frontier.spiking.neurons import Train, best_scale, fire, nearest_level
 from kpt_lab.frontier.spiking.rewrite import traced
 from kpt_lab.frontier.spiking.structure import place, structured
-
-STRATEGIES: dict[str, tuple[Code, int]] = {"exact": ("count", 64), "temporal_coding": ("first_spike", 32)}
-"""Strategy -> the code of its trains and its steps in a window unless told."""
-TARGETS: dict[str, int | None] = {"simulation": None, "Intel_Loihi": 8}
-"""Hardware target -> bits of its synaptic weights; Loihi's are of 1 to 9 bits with sign (Davies et al., IEEE Micro 38(1), 2018)."""
-AGREEMENT = 1e-9
-"""Largest relative difference, both in float64, between the model and its graph before anything is quantised."""
+from kpt_lab.frontier.spiking.weights import linear_weights, round_weights
 
 
 class SpikingTransformer(nn.Module):
@@ -47,14 +40,14 @@ class SpikingTransformer(nn.Module):
         input_range: float = 1.0,
     ) -> None:
         super().__init__()
-        _check(model, strategy, target, timesteps, weight_bits, input_range)
+        check(model, strategy, target, timesteps, weight_bits, input_range)
         self.strategy, self.target = strategy, target
         self.code, usual = STRATEGIES[strategy]
         self.timesteps = usual if timesteps is None else timesteps
         self.weight_bits = TARGETS[target] if weight_bits is None else weight_bits
         self.network = structured(traced(model))
         if self.weight_bits is not None:
-            _linear_weights(self.network, self.weight_bits)  # refused now, not when the first thresholds are set
+            linear_weights(self.network, self.weight_bits)  # refused now, not when the first thresholds are set
         self.dtype = next((p.dtype for p in model.parameters()), torch.get_default_dtype())
         self.name = type(model).__name__
         self.scales: dict[str, float] = {}
@@ -190,9 +183,9 @@ class SpikingTransformer(nn.Module):
         with torch.no_grad():
             mine = Plain(self.network, lambda name, x: x).run(*values)
             theirs = self._original[0].to(values[0].device)(*values)
-        _agree(self.name, mine, theirs)
+        agree(self.name, mine, theirs)
         if self.weight_bits is not None:
-            _round_weights(self.network, self.weight_bits)
+            round_weights(self.network, self.weight_bits)
         scales: dict[str, float] = dict(known or {})
 
         def rule(name: str, x: Tensor) -> Tensor:
@@ -222,7 +215,7 @@ class SpikingTransformer(nn.Module):
         checked = []
         for (name, ids), value in zip(self.inputs, given, strict=True):
             if not isinstance(value, Tensor) or not value.numel() or not value.dim():
-                raise ValueError(f"{name} is {_what(value)}; a tensor (batch, ...) with at least one value is needed")
+                raise ValueError(f"{name} is {what(value)}; a tensor (batch, ...) with at least one value is needed")
             if ids == (value.is_floating_point() or value.dtype == torch.bool):
                 raise ValueError(
                     f"{name} is {value.dtype}; {'whole numbers, token ids, are' if ids else 'a floating dtype is'} needed"
@@ -239,14 +232,14 @@ class SpikingTransformer(nn.Module):
         for (name, ids), value in zip(self.inputs, given, strict=True):
             if not isinstance(value, Tensor) or value.dim() < 2:
                 raise ValueError(
-                    f"temporal_input for {name} is {_what(value)}; a tensor (T, batch, ...) is needed, as encode makes it"
+                    f"temporal_input for {name} is {what(value)}; a tensor (T, batch, ...) is needed, as encode makes it"
                 )
             if value.shape[0] != self.timesteps or not value.numel():
                 raise ValueError(
                     f"temporal_input for {name} has T={value.shape[0]} and shape {tuple(value.shape)}; this network reads windows of "
                     f"T={self.timesteps} steps (set by timesteps=) and at least one sample"
                 )
-            found.append(_arrivals(name, value) if ids else self._spikes(name, value))
+            found.append(arrivals(name, value) if ids else self._spikes(name, value))
         return found
 
     def _spikes(self, name: str, value: Tensor) -> Train:
@@ -280,82 +273,3 @@ class SpikingTransformer(nn.Module):
 
 
 _IN_NEURON = ("gelu", "silu", "relu", "layer_norm", "rms_norm", "softmax")
-
-
-def _check(model: Any, strategy: Any, target: Any, timesteps: Any, weight_bits: Any, input_range: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"standard_transformer is {type(model).__name__}; an nn.Module is needed")
-    if strategy not in STRATEGIES:
-        raise ValueError(f"conversion_strategy is {strategy!r}; accepted are {', '.join(STRATEGIES)}")
-    if target not in TARGETS:
-        raise ValueError(f"hardware_target is {target!r}; accepted are {', '.join(TARGETS)}, both simulated on this machine")
-    if timesteps is not None and (not isinstance(timesteps, int) or isinstance(timesteps, bool) or not 1 <= timesteps <= 4096):
-        raise ValueError(f"timesteps is {timesteps!r}; a whole number of steps from 1 to 4096 is needed")
-    if weight_bits is not None and (
-        not isinstance(weight_bits, int) or isinstance(weight_bits, bool) or not 2 <= weight_bits <= 16
-    ):
-        raise ValueError(f"weight_bits is {weight_bits!r}; a whole number from 2 to 16 is needed, or None")
-    if not isinstance(input_range, (int, float)) or not 0 < input_range < float("inf"):
-        raise ValueError(f"input_range is {input_range!r}; a finite number above 0 is needed")
-
-
-def _what(value: Any) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _arrivals(name: str, events: Tensor) -> Tensor:
-    """The ids (batch, ...) that arrived, one for each position."""
-    if events.is_floating_point() or events.dtype == torch.bool:
-        raise ValueError(
-            f"temporal_input for {name} is {events.dtype}; token ids arrive as whole numbers, with -1 where none does"
-        )
-    if not bool(((events >= 0).sum(0) == 1).all()) or not bool((events >= -1).all()):
-        raise ValueError(
-            f"temporal_input for {name} must have one id at each position in one of its steps, and -1 in the others"
-        )
-    return events.max(0).values.long()
-
-
-def _agree(name: str, mine: Any, theirs: Any) -> None:
-    """Unsupported unless the graph, not yet quantised, gives the model's own outputs."""
-    ours, wanted = pytree.tree_leaves(mine), pytree.tree_leaves(theirs)
-    if len(ours) != len(wanted):
-        raise Unsupported(
-            f"{name} gives {len(wanted)} outputs and its graph {len(ours)}: its structure depends on more than its inputs"
-        )
-    for a, b in zip(ours, wanted, strict=True):
-        if not isinstance(b, Tensor):
-            continue
-        if a.shape != b.shape or not torch.allclose(
-            a, b.to(a.dtype), rtol=AGREEMENT, atol=AGREEMENT * (1 + float(b.abs().max()))
-        ):
-            raise Unsupported(
-                f"{name}'s graph does not give the model's own outputs on the calibration inputs: something in it (a hook, a value kept "
-                "from an earlier call, a cast to a narrower dtype) is not in its structure"
-            )
-
-
-def _linear_weights(network: Any, bits: int) -> list[Tensor]:
-    """The weights of every linear step, each once; Unsupported where one is computed and so can't be rounded."""
-    found: dict[int, Tensor] = {}
-    for node in network.graph.nodes:
-        if place(node).step != "linear":
-            continue
-        if node.op == "call_module":
-            weight = network.get_submodule(str(node.target)).weight
-        else:
-            source = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
-            if source.op != "get_attr":
-                raise Unsupported(f"{place(node).called} has computed weights, which can't be rounded to {bits} bits")
-            owner, _, attribute = str(source.target).rpartition(".")
-            weight = getattr(network.get_submodule(owner), attribute)
-        found[id(weight)] = weight
-    return list(found.values())
-
-
-def _round_weights(network: Any, bits: int) -> None:
-    """Round the weights of every linear step to 2^(bits - 1) - 1 levels on either side of 0, one scale for each output."""
-    most = 2 ** (bits - 1) - 1
-    for weight in _linear_weights(network, bits):
-        scale = weight.detach().abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny) / most
-        weight.data = (weight.detach() / scale).round() * scale

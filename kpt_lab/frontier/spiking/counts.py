@@ -46,7 +46,8 @@ class Run:
     """One pass of trains through the network: its steps' Work and, where they were kept, the trains.
 
     batch: samples in it. steps: T of a window. windows: windows until the answer stood, so it took windows * steps steps.
-    trains: name -> spikes (T, ...) int8 as sent. readout: (T, ...) of a final linear step's membrane in its last window, or None.
+    sent: name -> the window (0, 1, ...) in which that population sent its train. trains: name -> spikes (T, ...) int8 as sent.
+    readout: (T, ...) of a final linear step's membrane in its last window, or None.
     """
 
     code: Code
@@ -54,6 +55,7 @@ class Run:
     batch: int = 0
     windows: int = 0
     works: list[Work] = field(default_factory=list)
+    sent: dict[str, int] = field(default_factory=dict)
     trains: dict[str, Tensor] = field(default_factory=dict)
     readout: Tensor | None = None
 

@@ -78,6 +78,7 @@ class Timed(fx.Interpreter):
 
     def _sent(self, node: fx.Node, train: Any) -> Any:
         """A train as it leaves its neurons: edited where asked for, counted and kept."""
+        self.record.sent[node.name] = self.window[node]
         if not isinstance(train, Train):  # ids: one event each
             self._count(node, spikes=train.numel(), neurons=0)
             return train
