@@ -65,31 +65,42 @@ def access(bits: int, memory: Memory = "8KB") -> float:
     return ACCESS_64_BITS[memory] * bits / 64
 
 
-def spiking_compute(counts: Mapping[str, int], arithmetic: Arithmetic = FLOAT32) -> float:
+def spiking_compute(counts: Mapping[str, float], arithmetic: Arithmetic = FLOAT32) -> float:
     """Joules of the additions that spikes caused."""
     return counts["synaptic"] * arithmetic.add
 
 
-def spiking_with_memory(counts: Mapping[str, int], arithmetic: Arithmetic = FLOAT32, memory: Memory = "8KB") -> float:
-    """Joules of the same and of all that goes with it: weights, membranes, counters, thresholds and the spikes themselves."""
+def spiking_with_memory(
+    counts: Mapping[str, float], arithmetic: Arithmetic = FLOAT32, memory: Memory = "8KB", reuse: float = 1.0
+) -> float:
+    """Joules of the same and of all that goes with it: weights, membranes, counters, thresholds and the spikes themselves.
+
+    reuse: additions by spikes that one access to a weight and a membrane serves; a neuron's own steps are not spared by it.
+    """
     state = access(STATE_BITS, memory)
     update = arithmetic.add + 2 * state
-    additions = counts["synaptic"] * (access(arithmetic.bits, memory) + update)
+    additions = counts["synaptic"] * (arithmetic.add + (access(arithmetic.bits, memory) + 2 * state) / reuse)
     integrated = counts["integrated"] * (update + state)  # the current is read as well
     return additions + integrated + (counts["latched"] + counts["neuron_steps"]) * update + counts["spikes"] * 2 * state
 
 
-def standard_compute(counts: Mapping[str, int], arithmetic: Arithmetic = FLOAT32) -> float:
+def standard_compute(counts: Mapping[str, float], arithmetic: Arithmetic = FLOAT32) -> float:
     """Joules of the standard network's multiplications and additions."""
     return (counts["macs"] + counts["multiplies"]) * arithmetic.multiply + (counts["macs"] + counts["adds"]) * arithmetic.add
 
 
-def standard_with_memory(counts: Mapping[str, int], arithmetic: Arithmetic = FLOAT32, memory: Memory = "8KB") -> float:
-    """Joules of the same and of all operands read and results written; a sum under way stays in a register."""
-    return standard_compute(counts, arithmetic) + (counts["read"] + counts["written"]) * access(arithmetic.bits, memory)
+def standard_with_memory(
+    counts: Mapping[str, float], arithmetic: Arithmetic = FLOAT32, memory: Memory = "8KB", reuse: float = 1.0
+) -> float:
+    """Joules of the same and of all operands read and results written; a sum under way stays in a register.
+
+    reuse: operations that one read of a weight or an operand serves.
+    """
+    moved = counts["read"] / reuse + counts["written"]
+    return standard_compute(counts, arithmetic) + moved * access(arithmetic.bits, memory)
 
 
-def loihi(counts: Mapping[str, int]) -> float:
+def loihi(counts: Mapping[str, float]) -> float:
     """Joules by Loihi's published figures, as a lower limit: least synaptic operations, inactive updates, spikes within a tile."""
     steps = counts["neuron_steps"] + counts["integrated"]
     return (
