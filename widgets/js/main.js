@@ -1,7 +1,7 @@
 // The doors: render for anywidget in JupyterLab, mount for the static site.
 
-const VIEWS = { explorer, breakeven, roofline, reveal, formats };
-const WITHOUT_TRIALS = new Set(["formats"]);
+const VIEWS = { explorer, breakeven, roofline, reveal, formats, energy };
+const GIVEN = { formats: [], energy: [] }; // what a view's call is given before its keywords, where that isn't trials
 const LISTS = new Set(["techniques", "roofs", "front"]); // what a state holds several of
 const mounted = new Map(); // id in the page -> {view, follow(state)}
 
@@ -79,7 +79,7 @@ function pythonCall(name, state) {
   const odd = Object.entries(state)
     .filter(([key]) => !/^[A-Za-z_]\w*$/.test(key))
     .map(([key, value]) => `${JSON.stringify(key)}: ${literal(value)}`);
-  const first = WITHOUT_TRIALS.has(name) ? [] : ["trials"];
+  const first = GIVEN[name] ?? ["trials"];
   return `${name}(${[...first, ...plain, ...(odd.length ? [`**{${odd.join(", ")}}`] : [])].join(", ")})`;
 }
 
