@@ -149,6 +149,10 @@ def test_the_machines_own_light_gives_fewer_bits_than_the_best_case():
     error = made.photonic_matmul(a, b) - a @ b
     bits = (10 * math.log10(((a @ b).square().mean() / error.square().mean()).item()) - 1.76) / 6.02
     assert 5 < bits < made.shot_noise_bits
+    passed = made.detected(made.program(b))
+    assert passed.shape == (1, 1)
+    assert passed.item() < made.detected_photons
+    assert ph.shot_bits(passed.item()) == pytest.approx(bits, abs=0.3)  # one matrix of 8 x 8, not the mean over all
 
 
 def test_johnson_noise_of_the_machine():
@@ -157,6 +161,23 @@ def test_johnson_noise_of_the_machine():
     made = machine(noise=ph.Noise(johnson=warm), symbol_rate=1e9)
     full_scale = made.launched_photons / 2 / 2  # half for this rail, and half of that, as the one output combines two ports
     assert made.photonic_matmul(a, b).std().item() == pytest.approx(warm.electrons(1e-9) / full_scale, rel=0.03)
+
+
+def test_the_warning_counts_a_warm_receiver():
+    """Sixteen channels at 1 mW leave 9 bits by shot noise, and fewer to a receiver of 50 ohm."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quiet = ph.PhotonicAccelerator(16, 9)
+    assert quiet.receiver_bits == quiet.shot_noise_bits
+    with pytest.warns(
+        ph.PrecisionWarning, match="needs .* by shot and Johnson noise alone; .* enough for 8.[0-9] bits"
+    ) as seen:
+        warm = ph.PhotonicAccelerator(16, 9, noise=ph.Noise(johnson=ph.Johnson(50.0, 300.0)))
+    assert warm.receiver_bits < 9 < warm.shot_noise_bits
+    more = float(str(seen[0].message).rsplit(" or for ", 1)[1].split()[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ph.PhotonicAccelerator(16, 9, noise=warm.noise, optical_power=1.1 * more * ph.OPTICAL_POWER)
 
 
 def test_fabrication_errors_stay_and_draws_do_not():

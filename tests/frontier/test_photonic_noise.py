@@ -24,6 +24,7 @@ from kpt_lab.frontier.photonic import (
     drift,
     phase_bits,
     photons_for,
+    received_bits,
     shot_bits,
     thermal,
 )
@@ -49,11 +50,11 @@ def test_shot_noise_has_the_deviation_of_the_closed_form(photons):
     assert read.mean().item() == pytest.approx((plus - minus).item(), abs=5 * expected / math.sqrt(shape[0]))
 
 
-def simulated_bits(detected: float, n: int = 64) -> float:
+def simulated_bits(detected: float, n: int = 64, warm: Johnson | None = None) -> float:
     x = torch.rand(DRAWS, n, dtype=torch.float64)
     products = x * (2 * torch.rand(DRAWS, n, dtype=torch.float64) - 1)
     plus, minus = products.clamp(min=0).sum(-1), (-products).clamp(min=0).sum(-1)
-    read = detect(plus, minus, Noise(shot=Shot()), 4 * detected, 1e-9)
+    read = detect(plus, minus, Noise(shot=Shot(), johnson=warm), 4 * detected, 1e-9)
     ideal = plus - minus
     return of_noise.bits_of((ideal.square().mean() / (read - ideal).square().mean()).item())
 
@@ -69,6 +70,24 @@ def test_shot_noise_gives_1_66_bits_a_decade():
 def test_sixteen_bits_need_3_6e9_detected_photons_a_multiply():
     assert photons_for(16) == pytest.approx(3.6e9, rel=0.01)
     assert shot_bits(photons_for(11.5)) == pytest.approx(11.5)
+
+
+@pytest.mark.parametrize("channels", [1, 7, 64])
+@pytest.mark.parametrize("detected", [30.0, 3e3, 1e6])
+def test_a_warm_receiver_takes_bits_as_the_closed_form_says(detected, channels):
+    warm = Johnson(50.0, 300.0)
+    found = simulated_bits(detected, channels, warm)
+    electrons = warm.electrons(1e-9)
+    assert found == pytest.approx(received_bits(detected, electrons, channels), abs=0.06)
+    assert received_bits(detected, electrons, channels) < received_bits(detected) == shot_bits(detected)
+
+
+@pytest.mark.parametrize("bits", [2, 8.5, 16])
+@pytest.mark.parametrize(("electrons", "channels"), [(0.0, 1), (500.0, 1), (4e3, 64), (1e6, 256)])
+def test_the_photons_that_a_receiver_needs_are_the_inverse(bits, electrons, channels):
+    needed = photons_for(bits, electrons, channels)
+    assert received_bits(needed, electrons, channels) == pytest.approx(bits, abs=1e-9)
+    assert needed >= photons_for(bits)
 
 
 def test_johnson_noise_against_nyquist_and_its_crossover_with_shot_noise():
@@ -191,6 +210,8 @@ def test_the_controller_takes_the_drift_away():
         (lambda: Noise(shot=3), "shot is 3; a Shot or None is accepted"),
         (lambda: of_noise.photon_energy(0), "wavelength is 0"),
         (lambda: shot_bits(0), "detected is 0"),
+        (lambda: received_bits(1.0, -1.0), "electrons is -1.0; a finite number of 0 or more"),
+        (lambda: photons_for(8, 1.0, 0), "channels is 0"),
         (lambda: Controller(-1), "kp is -1"),
         (lambda: Ambient(steps=0), "steps is 0"),
         (lambda: Ambient(period=-1.0), "period is -1.0"),

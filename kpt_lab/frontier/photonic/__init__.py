@@ -21,6 +21,7 @@ from kpt_lab.frontier.photonic.noise import (
     disturbed,
     phase_bits,
     photons_for,
+    received_bits,
     shot_bits,
 )
 from kpt_lab.frontier.photonic.technique import core_target, forward, photonic, techniques
@@ -58,6 +59,7 @@ __all__ = [
     "photons_for",
     "published_efficiency",
     "random_unitary",
+    "received_bits",
     "shot_bits",
     "svd",
     "techniques",

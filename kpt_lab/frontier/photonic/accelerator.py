@@ -31,6 +31,7 @@ from kpt_lab.frontier.photonic.noise import (
     photon_energy,
     photons_for,
     quantised,
+    received_bits,
     shot_bits,
 )
 
@@ -69,7 +70,7 @@ class PhotonicAccelerator:
     against shot noise; values are rounded only where `noise` has a Quantisation. thermal_stabilization: a PI controller holds
     the phase shifters against `ambient`, which is constant by default (None: no drift at all, controlled or not).
     optical_power: W launched on each wavelength, 1 mW by default; symbol_rate: vectors per second. All noise is off by default.
-    A PrecisionWarning comes where shot noise leaves fewer bits, even were all modulated light detected.
+    A PrecisionWarning comes where shot noise, and Johnson noise if `noise` has it, leave fewer bits, were all modulated light detected.
     """
 
     def __init__(
@@ -142,13 +143,23 @@ class PhotonicAccelerator:
         """Effective bits that shot noise leaves at best, for inputs uniform on [0, 1] and weights uniform on [-1, 1]."""
         return shot_bits(self.detected_photons)
 
+    @property
+    def receiver_bits(self) -> float:
+        """The same less what Johnson noise takes, where `noise` has it."""
+        return received_bits(self.detected_photons, self._electrons, self.wavelength_channels)
+
+    @property
+    def _electrons(self) -> float:
+        return self.noise.johnson.electrons(1 / self.symbol_rate) if self.noise.johnson else 0.0
+
     def _warn(self) -> None:
-        needed, have = photons_for(self.precision_bits), self.detected_photons
+        needed, have = photons_for(self.precision_bits, self._electrons, self.wavelength_channels), self.detected_photons
         if needed > have:
+            limit = "shot and Johnson noise alone" if self.noise.johnson else "shot noise alone"
             warnings.warn(
-                f"precision_bits={self.precision_bits} needs {needed:.2g} detected photons a multiply by shot noise alone; "
+                f"precision_bits={self.precision_bits} needs {needed:.2g} detected photons a multiply by {limit}; "
                 f"{self.optical_power * 1e3:.3g} mW on each of {self.wavelength_channels} wavelengths at {self.symbol_rate:.3g} vectors/s "
-                f"gives at most {have:.2g}, enough for {max(self.shot_noise_bits, 0):.1f} bits: ask for fewer bits, or for "
+                f"gives at most {have:.2g}, enough for {max(self.receiver_bits, 0):.1f} bits: ask for fewer bits, or for "
                 f"{needed / have:.2g} times the light",
                 PrecisionWarning,
                 stacklevel=3,
@@ -244,8 +255,16 @@ class PhotonicAccelerator:
         ]
         return replace(program, plus=rails[0], minus=rails[1])
 
+    def detected(self, program: Program) -> Tensor:
+        """Detected photons a multiply of each core as programmed, (..., tiles of k, tiles of n): less than `detected_photons`.
+
+        Half the light goes to each rail, and a mesh passes what its largest singular value leaves. For inputs uniform on [0, 1]
+        and weights uniform on [-1, 1], as everywhere; `shot_bits` of it are the bits of that core.
+        """
+        return self._full_scale_photons(program) / 4
+
     def _full_scale_photons(self, program: Program) -> Tensor:
-        """Detected photons of a full-scale product, by core: half the light for each rail, less what the meshes don't pass."""
+        """Detected photons of a full-scale product, by core."""
         shot = self.noise.shot
         if shot and shot.photons is not None:
             return torch.full_like(program.scale, shot.photons)

@@ -180,9 +180,20 @@ def shot_bits(detected: float) -> float:
     return bits_of(16 / 9 * _positive("detected", detected))
 
 
-def photons_for(bits: float) -> float:
-    """Detected photons a multiply that shot noise asks for so many bits: the inverse of `shot_bits`."""
-    return 9 / 16 * 10 ** ((6.02 * bits + 1.76) / 10)
+def received_bits(detected: float, electrons: float = 0.0, channels: int = 1) -> float:
+    """`shot_bits` of a receiver that also adds noise of so many electrons to each sum of `channels` products.
+
+    Its variance over the shot noise's is electrons^2 over channels * detected, the photons of a whole reading.
+    """
+    _not_negative("electrons", electrons)
+    return bits_of(16 / 9 * _positive("detected", detected) / (1 + electrons**2 / (_positive("channels", channels) * detected)))
+
+
+def photons_for(bits: float, electrons: float = 0.0, channels: int = 1) -> float:
+    """Detected photons a multiply that so many bits ask for: the inverse of `received_bits`, and of `shot_bits` by default."""
+    _not_negative("electrons", electrons)
+    quiet = 9 / 16 * 10 ** ((6.02 * bits + 1.76) / 10)
+    return quiet / 2 + math.sqrt(quiet**2 / 4 + quiet * electrons**2 / _positive("channels", channels))
 
 
 def phase_bits(std: float) -> float:
