@@ -90,7 +90,7 @@ def test_the_sentence_says_what_the_numbers_say(tmp_path: Any) -> None:
             tmp_path, "({table, state}) => energySentence(table, state)", {"table": module.constants(), "state": full}
         )
 
-    assert "needs 10.2x less energy by arithmetic alone" in told(spikes=0.501)
+    assert "needs 10.2x less energy by arithmetic alone" in told(spikes=0.5)
     assert "more energy with data movement" in told(spikes=10.0)
     assert told(spikes=2.0, code="first_spike").startswith("No such trains: in this code a line carries at most 1 spike")
     assert "different numbers (float32 and int8)" in told(spiking="int8")

@@ -20,6 +20,7 @@ else:
     from .energy import energy
     from .formats import formats
     from .live import live
+    from .raster import raster
     from .views import View, breakeven, explorer, reveal, roofline
 
-__all__ = ["View", "breakeven", "energy", "explorer", "formats", "live", "reveal", "roofline"]
+__all__ = ["View", "breakeven", "energy", "explorer", "formats", "live", "raster", "reveal", "roofline"]

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 ARITHMETIC = {one.name: one for one in (model.FLOAT32, model.INT8)}
-SPIKES = tuple(float(f"{10 ** (k / 10):.3g}") for k in range(-30, 21))
+SPIKES = (*(float(f"{m}e{power}") for power in range(-3, 2) for m in (1, 1.5, 2, 3, 5, 7)), 100.0)
 TIMESTEPS = tuple(2**k for k in range(9))
 WIDTHS = tuple(2**k for k in range(5, 14))
 REUSES = tuple(2**k for k in range(9))
 START = {
-    "spikes": 0.501, "timesteps": 32, "width": 512, "code": "count", "standard": "float32", "spiking": "float32", "memory": "8KB",
+    "spikes": 0.5, "timesteps": 32, "width": 512, "code": "count", "standard": "float32", "spiking": "float32", "memory": "8KB",
     "reuse": 1,
 }  # fmt: skip
 _STOPS = {"spikes": SPIKES, "timesteps": TIMESTEPS, "width": WIDTHS, "reuse": REUSES}
@@ -44,7 +44,7 @@ class Energies(Drawn):
 
 
 def energy(
-    spikes: float = 0.501,
+    spikes: float = 0.5,
     *,
     timesteps: int = 32,
     width: int = 512,
@@ -69,7 +69,7 @@ def energy(
     return Energies(_checked(state), [_mark(mark) for mark in marks])
 
 
-def gains(spikes: float = 0.501, *, marks: Iterable[Mapping[str, Any]] = (), **state: Any) -> go.Figure:
+def gains(spikes: float = 0.5, *, marks: Iterable[Mapping[str, Any]] = (), **state: Any) -> go.Figure:
     """The view's chart as a figure: the gain over spikes a synapse by both models, with the lines of 1x and 100x."""
     from kpt_lab import look
 

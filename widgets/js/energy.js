@@ -80,7 +80,7 @@ function energyTable(table, state) {
     ["standard layer", (m) => quantity(layerJoules(table, state, state.spikes, m)[0], "J")],
     ["spiking layer", (m) => (possible ? quantity(layerJoules(table, state, state.spikes, m)[1], "J") : "no such trains")],
     ["times less energy", (m) => (possible ? ratio(layerGain(table, state, state.spikes, m)) : "no such trains")],
-    ...ENERGY_GAINS.map((gain) => [`${gain}x less`, (m) => spikesWords(table, state, gain, m)]),
+    ...ENERGY_GAINS.map((gain) => [`${gain}x less energy`, (m) => spikesWords(table, state, gain, m)]),
   ];
   const head = node("tr", {}, node("td"), ...ENERGY_NAMES.map((name) => node("th", { scope: "col" }, name)));
   const body = rows.map(([name, write]) => node("tr", {}, node("th", { scope: "row" }, name), ...[false, true].map((m) => node("td", {}, write(m)))));
@@ -120,7 +120,7 @@ function energyPicture(table, state, wide) {
     const runs = marks.map((m) => symbolPath(style.symbol, x.at(m.spikes), y.at(k ? m.with_memory : m.compute), 4));
     if (runs.length) picture.append(svg("path", { d: runs.join(""), fill: "none", stroke: style.color, "stroke-width": 1.6 }));
     if (state.spikes > mostSpikes(state)) return;
-    picture.append(svg("circle", { cx: here, cy: px(y.at(layerGain(table, state, state.spikes, k === 1))), r: 6, fill: style.color, class: "kpt-lands" }));
+    picture.append(svg("circle", { cx: here, cy: px(y.at(layerGain(table, state, state.spikes, k === 1))), r: 6, style: `--kpt-comb: ${style.color}`, class: "kpt-lands" }));
   });
   return picture;
 }
@@ -133,7 +133,7 @@ function energyLegend(table, state) {
     return node("span", { class: "kpt-key" }, line, name);
   });
   const marks = energyMarks(table, state);
-  if (marks.length) entries.push(node("span", { class: "kpt-key" }, `hollow symbols: ${marks.map((m) => m.label).join("; ")}, counted in runs`));
+  if (marks.length) entries.push(node("span", { class: "kpt-key" }, `hollow symbols: ${[...new Set(marks.map((m) => m.label))].join("; ")}, counted in runs`));
   return entries;
 }
 
@@ -143,7 +143,7 @@ function energyControls(table, full, change) {
   const pick = (key) => (value) => change({ [key]: value });
   const dial = (key, label, word = digits) => ({ key, kind: "slider", label, options: table.stops[key].map((value) => ({ value, label: word(value) })), value: full[key], always, pick: pick(key) });
   const list = (key, label, options) => ({ key, kind: "select", label, options, value: full[key], always, pick: pick(key) });
-  const codes = table.codes.map((value) => ({ value, label: { count: "as many spikes as the level", first_spike: "the time of one spike" }[value] ?? value }));
+  const codes = table.codes.map((value) => ({ value, label: { count: "number of spikes", first_spike: "time of one spike" }[value] ?? value }));
   return [
     list("standard", "standard network computes in", names),
     list("spiking", "spiking network computes in", names),
