@@ -18,7 +18,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from kpt_lab.frontier.quantum import Angle, Circuit, Gate, PauliSum, QuantumLayer, counts, expectations, sample, statevector
+from kpt_lab.frontier.quantum import (
+    Angle,
+    Circuit,
+    Gate,
+    PauliSum,
+    QuantumLayer,
+    counts,
+    expectations,
+    program,
+    sample,
+    statevector,
+)
 from kpt_lab.frontier.quantum.gates import KINDS, NAMES, shift_rule
 from kpt_lab.frontier.quantum.layer import BACKENDS
 
@@ -394,6 +405,27 @@ def test_single_precision_gradients_follow_double() -> None:
         expectations(statevector(_random(6, 150, 3), leaves, dtype=dtype), ["ZZXYIZ", "XIIIIZ"]).sum().backward()
         found.append(torch.cat([leaf.grad.reshape(-1) for leaf in leaves.values() if leaf.grad is not None]))
     assert (found[0] - found[1]).abs().max() < 1e-4 * found[0].abs().max()
+
+
+@pytest.mark.parametrize(("qubits", "threads"), [(10, 1), (11, 3)])
+def test_small_states_stay_on_one_thread(qubits: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward, and the setting is put back, also where the work fails."""
+    seen: list[int] = []
+    for name in ("apply", "undo"):
+        own = getattr(program.Dense, name)
+        monkeypatch.setattr(
+            program.Dense, name, lambda *given, _own=own: (seen.append(torch.get_num_threads()), _own(*given))[1]
+        )
+    layer = QuantumLayer(Circuit(qubits, [Gate("rx", [q], ["x"]) for q in range(qubits)]), ["Z" * qubits], ["x"], [])
+    torch.set_num_threads(3)
+    layer(torch.rand(32, 1, requires_grad=True)).sum().backward()
+    assert len(seen) >= 2
+    assert set(seen) == {threads}
+    assert torch.get_num_threads() == 3
+    monkeypatch.setattr(program.Dense, "apply", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        layer(torch.rand(32, 1))
+    assert torch.get_num_threads() == 3
 
 
 def test_memory_does_not_grow_with_depth() -> None:

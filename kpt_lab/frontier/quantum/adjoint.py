@@ -5,6 +5,8 @@ The final state and its gradient are taken back through the circuit together, ga
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +17,26 @@ from kpt_lab.frontier.quantum.matrices import Matrices, Place
 from kpt_lab.frontier.quantum.observables import Observables
 from kpt_lab.frontier.quantum.program import Program
 
+SMALL = 2**15  # amplitudes of a batch on the CPU; PyTorch's own loops split no fewer numbers over threads
+
+
+@contextlib.contextmanager
+def one_thread_if_small(amplitudes: int, device: torch.device) -> Iterator[None]:
+    """Keep PyTorch on the calling thread while a small batch of states, B times 2^n amplitudes, is worked on.
+
+    MKL splits even tiny products and sines over threads; beside a busy neighbour each of them then waits for the slowest
+    thread to be scheduled, milliseconds for microseconds of work. PyTorch keeps this setting for each thread.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or device.type != "cpu" or amplitudes > SMALL:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
 
 class Evolve(torch.autograd.Function):
     """(program, dtype, angles (B, sample), angles (1, shared)) -> states (B, 2^n); first derivatives only."""
@@ -24,10 +46,11 @@ class Evolve(torch.autograd.Function):
         state = torch.zeros(len(sample), 2**program.circuit.qubits, dtype=dtype, device=sample.device)
         state[:, 0] = 1
         angles, wants = {"sample": sample, "shared": shared}, {"sample": False, "shared": False}
-        for segment in program.segments:
-            matrices = Matrices(segment, angles, program.angles.where, dtype, wants)
-            for operation in segment.operations:
-                state = operation.apply(state, matrices)
+        with one_thread_if_small(state.numel(), state.device):
+            for segment in program.segments:
+                matrices = Matrices(segment, angles, program.angles.where, dtype, wants)
+                for operation in segment.operations:
+                    state = operation.apply(state, matrices)
         ctx.program = program
         ctx.save_for_backward(sample, shared, state)
         return state
@@ -40,16 +63,17 @@ class Evolve(torch.autograd.Function):
         wants = {"sample": ctx.needs_input_grad[2], "shared": ctx.needs_input_grad[3]}
         angles = {"sample": sample, "shared": shared}
         sums = {kind: torch.zeros_like(angles[kind]) for kind, wanted in wants.items() if wanted}
-        pair = torch.cat([state, gradient])
-        del state, gradient
-        for segment in reversed(program.segments):
-            matrices = Matrices(segment, angles, program.angles.where, pair.dtype, wants)
-            found: dict[Place, Tensor] = {}
-            for operation in reversed(segment.operations):
-                pair = operation.undo(pair, matrices, found)
-            for kind, value in matrices.gradients(found).items():
-                if value is not None:
-                    sums[kind] += value
+        with one_thread_if_small(state.numel(), state.device):
+            pair = torch.cat([state, gradient])
+            del state, gradient
+            for segment in reversed(program.segments):
+                matrices = Matrices(segment, angles, program.angles.where, pair.dtype, wants)
+                found: dict[Place, Tensor] = {}
+                for operation in reversed(segment.operations):
+                    pair = operation.undo(pair, matrices, found)
+                for kind, value in matrices.gradients(found).items():
+                    if value is not None:
+                        sums[kind] += value
         return None, None, sums.get("sample"), sums.get("shared")
 
 
@@ -60,10 +84,12 @@ class Expect(torch.autograd.Function):
     def forward(ctx: Any, observables: Observables, state: Tensor) -> Tensor:
         ctx.observables = observables
         ctx.save_for_backward(state)
-        return observables.values(state)
+        with one_thread_if_small(state.numel(), state.device):
+            return observables.values(state)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         (state,) = ctx.saved_tensors
-        return None, ctx.observables.applied(state, 2 * gradient)
+        with one_thread_if_small(state.numel(), state.device):
+            return None, ctx.observables.applied(state, 2 * gradient)
