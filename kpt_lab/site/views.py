@@ -15,8 +15,17 @@ from kpt_lab.site.plots import script_json
 MIME = "application/vnd.kpt-lab.view+json"
 """The output beside a notebook's live widget, as kpt_lab.widgets.views writes it."""
 
-VIEWS = ("explorer", "breakeven", "roofline", "reveal", "formats", "energy", "raster")
-HEIGHTS = {"explorer": 640, "breakeven": 600, "roofline": 600, "reveal": 420, "formats": 720, "energy": 900, "raster": 1000}
+VIEWS = ("explorer", "breakeven", "roofline", "reveal", "formats", "energy", "raster", "bits")
+HEIGHTS = {
+    "explorer": 640,
+    "breakeven": 600,
+    "roofline": 600,
+    "reveal": 420,
+    "formats": 720,
+    "energy": 900,
+    "raster": 1000,
+    "bits": 1020,
+}
 """px kept free until a view is drawn, so that the text below does not jump."""
 
 LIMIT = 2_000_000

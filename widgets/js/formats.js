@@ -98,7 +98,7 @@ function formulaOf(table, format, code) {
 /** The bits of a code as switches: arrow keys move among them, Space and Enter turn one, 0 and 1 set it. onCode(code). */
 function bitField(onCode) {
   let [shown, code] = [null, 0];
-  const row = node("div", { class: "kpt-bits", role: "group", "aria-label": "bits of the code" });
+  const row = node("div", { class: "kpt-bit-row", role: "group", "aria-label": "bits of the code" });
   const boxes = Array.from({ length: 8 }, (_, i) => {
     const box = node("button", { type: "button", class: "kpt-bit", tabindex: i ? -1 : 0, onclick: () => turn(i), onkeydown: (e) => keys(e, i), onkeyup: hold });
     row.append(box);

@@ -27,6 +27,7 @@ from kpt_lab.frontier.photonic.noise import (
     _positive,
     checked_bits,
     detect,
+    detected_photons,
     disturbed,
     photon_energy,
     photons_for,
@@ -135,8 +136,8 @@ class PhotonicAccelerator:
 
     @property
     def detected_photons(self) -> float:
-        """Detected photons a multiply at best: half the light passes inputs uniform on [0, 1], and all of that reaches a detector."""
-        return self.launched_photons / 2 / self.wavelength_channels
+        """Detected photons a multiply at best: inputs uniform on [0, 1], and all light behind the modulators is detected."""
+        return detected_photons(self.optical_power, self.symbol_rate, self.wavelength_channels, self.wavelength)
 
     @property
     def shot_noise_bits(self) -> float:

@@ -206,6 +206,14 @@ def photon_energy(wavelength: float = 1.55e-6) -> float:
     return PLANCK * LIGHT / _positive("wavelength", wavelength)
 
 
+def detected_photons(power: float, rate: float, channels: int, wavelength: float = 1.55e-6) -> float:
+    """Detected photons a multiply at best, from `power` in W launched on each of `channels` wavelengths, `rate` vectors a second.
+
+    Half the light passes inputs uniform on [0, 1], and all of that reaches one of `channels` receivers.
+    """
+    return _positive("power", power) / _positive("rate", rate) / photon_energy(wavelength) / 2 / _positive("channels", channels)
+
+
 def checked_bits(name: str, bits: int, least: int = 2) -> int:
     """The number of bits; ValueError unless it is a whole number from `least` to 24."""
     if isinstance(bits, bool) or not isinstance(bits, int) or not least <= bits <= 24:
