@@ -34,13 +34,13 @@ function bitsAnswer(table, state) {
 
 /** A state whose values are all stops: the nearest one, or that of the start where nothing sensible is asked. */
 function bitsState(table, state) {
-  const away = (stop, asked) => Math.abs(Math.log1p(1e12 * stop) - Math.log1p(1e12 * asked));
+  const away = (key, stop, asked) => Math.abs(key === "loss" ? stop - asked : Math.log(stop / asked));
   const full = { ...table.start, ...state };
   for (const [key, stops] of Object.entries(table.stops)) {
     const asked = full[key] === null || full[key] === "null" ? null : Number(full[key]);
     if (stops.includes(asked)) full[key] = asked;
-    else if (!(asked >= 0) || asked === null) full[key] = table.start[key];
-    else full[key] = stops.filter((s) => s !== null).reduce((best, s) => (away(s, asked) < away(best, asked) ? s : best));
+    else if (!(asked > 0)) full[key] = table.start[key];
+    else full[key] = stops.filter((s) => s !== null).reduce((best, s) => (away(key, s, asked) < away(key, best, asked) ? s : best));
   }
   return full;
 }
@@ -50,7 +50,7 @@ const photonsWords = (photons) => `${digits(photons)} photon${Number(photons.toP
 /** The outcome in sentences. */
 function bitsSentence(table, state) {
   const found = bitsAnswer(table, state);
-  const noisy = state.resistance === null ? "shot noise alone" : "shot noise and the receiver's own";
+  const noisy = state.resistance === null ? "shot noise alone" : "shot noise with the receiver's own";
   const less = found.bits < 0 ? "less than one bit: the noise is larger than the signal" : `${digits(found.bits)} effective bits`;
   const first = `${quantity(state.power, "W")} on each of ${state.channels} wavelengths gives ${photonsWords(found.detected)} detected a multiply; ${noisy} leaves ${less}.`;
   const more = found.needed / found.detected;
@@ -108,7 +108,7 @@ function bitsPicture(table, state, wide) {
   }
   const here = px(x.at(state.power));
   picture.append(svg("line", { x1: here, x2: here, y1: area.top, y2: area.bottom, class: "kpt-number-line" }));
-  picture.append(svg("circle", { cx: here, cy: px(y.at(Math.max(found.bits, 0))), r: 6, class: "kpt-lands" }));
+  picture.append(svg("circle", { cx: here, cy: px(y.at(Math.max(found.bits, 0))), r: 6, fill: styleOf(curves.length - 1).color, class: "kpt-lands" }));
   return picture;
 }
 
@@ -119,14 +119,14 @@ function bitsLegend(state) {
     const line = svg("svg", { width: 26, height: 12, "aria-hidden": "true" }, svg("path", { d: "M0 6h26", stroke: style.color, "stroke-width": 2, "stroke-dasharray": style.dash || null }));
     return node("span", { class: "kpt-key" }, line, name);
   });
-  return [...entries, node("span", { class: "kpt-key" }, "dotted: the bits asked for, and the power that they need")];
+  return [...entries, node("span", { class: "kpt-key" }, "thin lines: the bits asked for, and the power that they need")];
 }
 
 function bitsControls(table, full, change) {
   const words = {
     power: (v) => quantity(v, "W"),
     channels: String,
-    rate: (v) => `${digits(v)}/s`,
+    rate: (v) => `${v.toExponential().replace("e+", "e")}/s`,
     resistance: (v) => (v === null ? "none: shot noise alone" : `load of ${digits(v)} ohm`),
     loss: (v) => `${v} dB`,
     bits: String,
