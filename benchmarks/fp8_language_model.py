@@ -25,6 +25,7 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -46,7 +47,7 @@ GAP = 0.005
 SEEDS = (0, 1, 2)
 SIZES = {
     "cpu": {"width": 64, "layers": 2, "heads": 4, "length": 64, "size": 8, "steps": 500, "rate": 1e-3},
-    "cuda": {"width": 512, "layers": 6, "heads": 8, "length": 256, "size": 16, "steps": 400, "rate": 1e-3},
+    "cuda": {"width": 256, "layers": 4, "heads": 4, "length": 256, "size": 16, "steps": 600, "rate": 5e-4},
 }
 FAULTS = {
     "cpu": {"width": 32, "layers": 2, "heads": 2, "length": 32, "size": 4, "steps": 1000, "rate": 1e-3},
@@ -79,9 +80,9 @@ def trainer(model: nn.Module, size: dict[str, Any], device: str, policy: Any) ->
 # ---- training
 
 
-def training(device: str) -> dict[str, Any]:
-    size, (train, valid), runs = SIZES[device], text(), []
-    for seed in SEEDS:
+def training(device: str, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
+    size, (train, valid), runs, fp8 = SIZES[device], text(), list[dict[str, Any]](), ""
+    for seed in seeds:
         for name, policy in (("bfloat16", BFLOAT16), ("twin", BFLOAT16), ("fp8", TENSORWISE)):
             model = decoder(size, seed)
             run = trainer(model.bfloat16().float() if name == "twin" else model, size, device, policy)
@@ -94,13 +95,19 @@ def training(device: str) -> dict[str, Any]:
             )
             print(f"seed {seed} {name}: validation {found:.4f}, training {last:.4f}", flush=True)
             fp8 = run.decisions.title if run.decisions else ""
+    return compared(runs, {**size, "recipe": str(TENSORWISE)}, fp8)
+
+
+def compared(runs: list[dict[str, Any]], settings: dict[str, Any], fp8: str) -> dict[str, Any]:
+    """The gap between the means over seeds, each seed's own, and each twin's."""
+    seeds = list(dict.fromkeys(run["seed"] for run in runs))
     means = {kind: fmean(run["validation"] for run in runs if run["kind"] == kind) for kind in ("bfloat16", "twin", "fp8")}
     by = {(run["seed"], run["kind"]): run["validation"] for run in runs}
-    gaps = [by[seed, "fp8"] / by[seed, "bfloat16"] - 1 for seed in SEEDS]
-    chance = [by[seed, "twin"] / by[seed, "bfloat16"] - 1 for seed in SEEDS]
+    gaps = [by[seed, "fp8"] / by[seed, "bfloat16"] - 1 for seed in seeds]
+    chance = [by[seed, "twin"] / by[seed, "bfloat16"] - 1 for seed in seeds]
     gap = means["fp8"] / means["bfloat16"] - 1
     return {
-        "settings": {**size, "recipe": str(TENSORWISE)}, "layers": fp8, "runs": runs, "validation": means,
+        "settings": settings, "layers": fp8, "runs": runs, "validation": means, "seeds": seeds,
         "gap": gap, "gaps": gaps, "chance": chance, "limit": GAP, "met": gap <= GAP,
     }  # fmt: skip
 
@@ -320,6 +327,12 @@ def main() -> int:
     parser.add_argument("--device", choices=sorted(SIZES), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--faults", action="store_true", help="the part faults as well")
     parser.add_argument("--rate", type=float, help="another rate for the part training")
+    parser.add_argument(
+        "--seed", type=int, nargs="*", help="only these seeds of the part training; processes may share them out"
+    )
+    parser.add_argument(
+        "--merge", type=Path, nargs="*", help="run nothing: join the part training of these files into this one"
+    )
     chosen = parser.parse_args()
     if chosen.rate:
         SIZES[chosen.device]["rate"] = chosen.rate
@@ -329,8 +342,15 @@ def main() -> int:
     found = json.loads(path.read_text()) if path.exists() else {}
     found["environment"] = environment(chosen.device)
     found["emulated"] = chosen.device == "cpu"
+    if chosen.merge:
+        each = [json.loads(file.read_text())["training"] for file in chosen.merge]
+        if any(part["settings"] != each[0]["settings"] for part in each):
+            parser.error("--merge takes files of one setting")
+        found["training"] = compared([run for part in each for run in part["runs"]], each[0]["settings"], each[0]["layers"])
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        chosen.parts = []
     for part in dict.fromkeys([*chosen.parts, *(["faults"] if chosen.faults else [])]):
-        found[part] = PARTS[part](chosen.device)
+        found[part] = training(chosen.device, chosen.seed or SEEDS) if part == "training" else PARTS[part](chosen.device)
         path.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))
     return 0 if all(found[part].get("met", True) for part in PARTS if part in found) else 1

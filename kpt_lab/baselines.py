@@ -56,6 +56,7 @@ def _cuda_graph(fn: Callable[..., Any], args: tuple) -> Callable[..., Any]:
         graph.replay()
         return torch.utils._pytree.tree_map_only(torch.Tensor, torch.clone, output)
 
+    replay.reads = fn  # type: ignore[attr-defined]  # its weights must live as long as the graph, which knows their addresses only
     return replay
 
 

@@ -218,8 +218,8 @@ class _Cell:
             output = runner.step(*runner.buffers)
             self._adopt(runner)
             self._settled(runner, output)
-            reference = oracle(self.sets[k])
-            self._judge(runner, output, reference, draw, limit, found)
+            self._judge(runner, output, oracle(self.sets[k]), draw, limit, found)
+            del output  # before the next pair is made: large ones fit the device once
         if stateful and limit < math.inf:
             self._same_updates(runner, oracle)
         return found

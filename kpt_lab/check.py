@@ -234,7 +234,11 @@ def oracle_for(workload: Workload, settings: Mapping[str, Any], inputs: Any) -> 
         try:
             oracle(inputs)
         except (RuntimeError, TypeError, NotImplementedError) as error:
-            reason = error
+            # without the frames, which hold what was computed so far: the next attempt needs that memory
+            reason = error.with_traceback(None)
+            del problem, oracle
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             continue
         if reset := getattr(oracle.step, "reset", None):
             reset()

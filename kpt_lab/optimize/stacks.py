@@ -131,6 +131,7 @@ def _cuda_graph(fn: Any, args: tuple) -> Any:
         graph.replay()
         return pytree.tree_map_only(torch.Tensor, torch.clone, output)
 
+    replay.reads = fn  # type: ignore[attr-defined]  # its weights must live as long as the graph, which knows their addresses only
     return replay
 
 

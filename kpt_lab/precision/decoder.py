@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from kpt_lab import baselines
 from kpt_lab.core import Cost, Problem, Recording, Technique, Unsupported, Workload, dtype_name, to_dtype
@@ -57,7 +58,8 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = block(x)
+            # in float64, which only checks, attention keeps whole squares: made again in backward, one block's at a time
+            x = checkpoint(block, x, use_reentrant=False) if x.dtype is torch.float64 else block(x)
         return self.lm_head(self.norm(x))
 
 
@@ -90,11 +92,31 @@ def _both_ways(model: nn.Module, candidate: Callable[..., Tensor]) -> Callable[.
     weights = list((candidate if isinstance(candidate, nn.Module) else model).parameters())
 
     def step(x: Tensor, upstream: Tensor) -> tuple[Tensor, ...]:
+        if x.dtype is torch.float64:
+            return _one_at_a_time(candidate, weights, x, upstream)
         x = x.detach().requires_grad_()
         y = candidate(x)
         return y.detach(), *torch.autograd.grad(y, (x, *weights), upstream)
 
     return step
+
+
+def _one_at_a_time(
+    candidate: Callable[..., Tensor], weights: list[nn.Parameter], x: Tensor, upstream: Tensor
+) -> tuple[Tensor, ...]:
+    """The same step, a sequence at a time: they meet only in the gradients' sums. Whole, it takes more memory than a GPU has in float64."""
+    y, dx = torch.empty_like(upstream), torch.empty_like(x)
+    for i in range(x.shape[0]):
+        one = x[i : i + 1].detach().requires_grad_()
+        output = candidate(one)
+        y[i] = output.detach()[0]
+        torch.autograd.backward(output, upstream[i : i + 1], inputs=(one, *weights))
+        assert one.grad is not None
+        dx[i] = one.grad[0]
+    sums = [weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in weights]
+    for weight in weights:
+        weight.grad = None
+    return y, dx, *sums
 
 
 def _cost(*, dtype: torch.dtype | str, tokens: int, d: int, ff: int, layers: int, vocabulary: int = VOCABULARY) -> Cost:

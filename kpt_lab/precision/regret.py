@@ -46,13 +46,14 @@ class Grade(NamedTuple):
 def graded(trials: Iterable[Trial], policy: AutoMixedPrecision | None = None) -> list[Grade]:
     """Grades of a policy in every cell of `linear.step`: decided on its newest run, graded on the newest of seed SEED.
 
+    The two may come from two machines of one target: a choice must hold on the next such device too.
     ValueError where no cell has both.
     """
     policy = policy or AutoMixedPrecision()
     runs: dict[tuple, dict[str, list[Trial]]] = {}
     for trial in trials:
         if trial.workload == layer.step.name and trial.device:
-            place = (tuple(sorted(trial.params.items())), trial.device, trial.dtype, trial.target, trial.host)
+            place = (tuple(sorted(trial.params.items())), trial.dtype, trial.target or trial.host)
             runs.setdefault(place, {}).setdefault(trial.cell, []).append(trial)
     found = []
     for by_cell in runs.values():

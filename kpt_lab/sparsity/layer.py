@@ -100,6 +100,7 @@ def _in_place(fn: Callable[..., Any], args: tuple) -> Callable[..., Any]:
         graph.replay()
         return output
 
+    replay.reads = fn  # type: ignore[attr-defined]  # its weights must live as long as the graph, which knows their addresses only
     return replay
 
 
@@ -280,8 +281,8 @@ record_grid = (
     *(Recording(w, _grid(s, [4096, 8192]), "bfloat16", techniques=t) for s in WIDE for w, t in _COMPARED),
     *(
         Recording(w, _grid(s, [16, 128, 1024, 16384]), "bfloat16", techniques=t)
-        for s in (*HEADLINE, *WIDE)
         for w, t in _COMPARED
+        for s in (*HEADLINE, *WIDE)
     ),
 )
 """The headline shapes from 4096 tokens on in six processes; few tokens are where 2:4 loses and the layer should run dense."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import fakes
 import pytest
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 from kpt_lab import baselines
 from kpt_lab.core import Unsupported
 from kpt_lab.measure import measure
+from kpt_lab.optimize import stacks
 from kpt_lab.precision.formats import e4m3fn
 from kpt_lab.precision.scaling import quantise, sqnr
 from kpt_lab.sparsity import cusparselt, layer, search
@@ -365,3 +368,22 @@ def test_the_static_cast_on_a_gpu_is_the_cpus(size):
     x = inputs(33) * torch.logspace(-4, 5, 33)[:, None].bfloat16()
     got = sparse.cast(x.cuda()).view(torch.uint8).cpu()
     assert torch.equal(got, e4m3fn.cast(x.float() / sparse.input_scale).view(torch.uint8))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+@pytest.mark.parametrize("technique", [layer.graph, baselines.cuda_graph, stacks.cuda_graph], ids=lambda t: t.label)
+def test_a_graph_keeps_the_model_whose_weights_it_reads(technique):
+    x = torch.randn(32, 64, device="cuda", dtype=torch.bfloat16)
+    model = nn.Sequential(nn.Linear(64, 64)).cuda().bfloat16()
+    wanted = model(x).detach()
+    held = weakref.ref(model)
+    replay = technique.apply(model, (x,))
+    del model
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert held() is not None
+    torch.testing.assert_close(replay(x), wanted)
+    del replay
+    gc.collect()
+    assert held() is None
