@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/sparsity_on_gpu.py --explore               # one process, about 2 minutes
     PYTHONPATH=. python benchmarks/sparsity_on_gpu.py --record FILE           # about 6 minutes: few tokens and wide shapes first
-    PYTHONPATH=. python benchmarks/sparsity_on_gpu.py --record FILE --part headline     # or --part rest
+    PYTHONPATH=. python benchmarks/sparsity_on_gpu.py --record FILE --part headline     # or few, rest
     PYTHONPATH=. python benchmarks/sparsity_on_gpu.py --summary FILE          # the tables of a record, on any machine
 
 --explore prints, per shape and token count, the time inside CUDA graphs with a flushed cache of dense bf16 and fp8, of 2:4 with
@@ -157,18 +157,21 @@ def line(row: Row) -> str:
 
 def jobs(part: str) -> Iterator[Job]:
     """The record grid's jobs in the order of their processes, so that an early end leaves whole cells with fewer processes."""
-    wanted = [r for r in layer.record_grid if part == "all" or (r.processes > 1) == (part == "headline")]
+    wanted = [r for r in layer.record_grid if part in ("all", part_of(r))]
     cells = [(recording, job) for recording in wanted for job in recorded_cells(recording)]
     for process in range(max((r.processes for r in wanted), default=0)):
         yield from (replace(job, process=process) for recording, job in cells if process < recording.processes)
 
 
+def part_of(recording: Recording) -> str:
+    """headline: in six processes; few: few tokens, and the most, where the layer must choose well; rest: what is nice to have."""
+    if recording.processes > 1:
+        return "headline"
+    return "few" if recording.workload is layer.forward and 4096 not in recording.grid["tokens"] else "rest"
+
+
 def recorded_cells(recording: Recording) -> Iterator[Job]:
-    grid = recording.grid
-    left = (
-        (layer.first_bf16, layer.dynamic_fp8_graph) if recording.processes > 1 else ()
-    )  # the headline needs what it compares and no more
-    techniques = tuple(t for t in recording.techniques if t not in left)
+    grid, techniques = recording.grid, recording.techniques
     for tokens in grid["tokens"]:
         params = {"tokens": tokens, "in_features": grid["in_features"][0], "out_features": grid["out_features"][0]}
         flops = 2.0 * math.prod(params.values())
@@ -222,7 +225,7 @@ def geomean(values: list[float]) -> float:
 
 def summary(file: Path) -> None:
     """Tables over the best dense bf16, geometric means from 4096 tokens on, and the worst cell of each dispatch."""
-    dense = (layer.dense.label, layer.dense_autotuned.label)
+    dense = tuple(t.label for t in (layer.dense, layer.dense_compiled, layer.dense_autotuned))
     dense_fp8 = (layer.dense_fp8_graph.label, layer.dynamic_fp8_graph.label)
     shown = {
         "2:4 bf16 first": layer.first_bf16, "2:4 bf16": layer.searched_bf16, "dispatch bf16": layer.dispatch_bf16,
@@ -267,7 +270,7 @@ def main() -> None:
     parser.add_argument("--explore", action="store_true")
     parser.add_argument("--record", metavar="FILE", type=Path)
     parser.add_argument("--summary", metavar="FILE", type=Path)
-    parser.add_argument("--part", choices=("all", "headline", "rest"), default="all")
+    parser.add_argument("--part", choices=("all", "headline", "few", "rest"), default="all")
     parser.add_argument("--seconds", type=float, default=0.0, help="end after so many (explore 150, record 350)")
     asked = parser.parse_args()
     os.environ.setdefault("KPT_LAB_CACHE", str(Path("build/sparsity_cache").resolve()))

@@ -254,18 +254,19 @@ sparse_24 = _sparse("2:4", "bfloat16", _sparse_cost)
 sparse_24_fp8 = _sparse("2:4 fp8", "float8_e4m3fn", _sparse_fp8_cost)
 """Knobs of both: searched=False takes cuSPARSELt's first algorithm; form="dispatch" runs what `SparseLinear` chooses."""
 
-dense, dense_autotuned = graph, max_autotune >> graph
+dense, dense_compiled, dense_autotuned = graph, baselines.compiled >> graph, max_autotune >> graph
 dense_fp8_graph, dynamic_fp8_graph = dense_fp8 >> graph, dense_fp8(scales="dynamic") >> graph
 first_bf16, searched_bf16, dispatch_bf16 = (sparse_24(**k) >> graph for k in ({"searched": False}, {}, {"form": "dispatch"}))
 searched_fp8, dispatch_fp8 = (sparse_24_fp8(**k) >> graph for k in ({}, {"form": "dispatch"}))
 
 techniques = (
-    dense, dense_autotuned, first_bf16, searched_bf16, dispatch_bf16,
+    dense, dense_compiled, dense_autotuned, first_bf16, searched_bf16, dispatch_bf16,
     dense_fp8_graph, dynamic_fp8_graph, searched_fp8, dispatch_fp8,
 )  # fmt: skip
 
-FP8_TECHNIQUES = (dense, dense_autotuned, dense_fp8_graph, searched_fp8, dispatch_fp8)
-"""What is compared where the input comes in 8 bits."""
+COMPARED = (dense, dense_compiled, searched_bf16, dispatch_bf16, dense_fp8_graph, searched_fp8, dispatch_fp8)
+COMPARED_FP8 = (dense, dense_compiled, dense_fp8_graph, searched_fp8, dispatch_fp8)
+"""What is compared where the input comes in 16 and in 8 bits; max-autotune, which differs from cuBLAS at few tokens only, there."""
 
 HEADLINE = ((4096, 4096), (8192, 8192), (4096, 14336), (14336, 4096))  # in, out: square, and a decoder's two
 WIDE = ((8192, 28672), (28672, 8192))
@@ -275,14 +276,12 @@ def _grid(shape: tuple[int, int], tokens: list[int]) -> dict[str, list[int]]:
     return {"tokens": tokens, "in_features": [shape[0]], "out_features": [shape[1]]}
 
 
-_COMPARED = ((forward, techniques), (fp8_inputs, FP8_TECHNIQUES))
+_PAIRS = ((forward, COMPARED), (fp8_inputs, COMPARED_FP8))
 record_grid = (
-    *(Recording(w, _grid(s, [4096, 8192]), "bfloat16", 6, techniques=t) for s in HEADLINE for w, t in _COMPARED),
-    *(Recording(w, _grid(s, [4096, 8192]), "bfloat16", techniques=t) for s in WIDE for w, t in _COMPARED),
-    *(
-        Recording(w, _grid(s, [16, 128, 1024, 16384]), "bfloat16", techniques=t)
-        for w, t in _COMPARED
-        for s in (*HEADLINE, *WIDE)
-    ),
+    *(Recording(w, _grid(s, [4096, 8192]), "bfloat16", 6, techniques=t) for s in HEADLINE for w, t in _PAIRS),
+    *(Recording(forward, _grid(s, [16, 128]), "bfloat16", techniques=(*COMPARED, dense_autotuned)) for s in (*HEADLINE, *WIDE)),
+    *(Recording(forward, _grid(s, [1024, 16384]), "bfloat16", techniques=COMPARED) for s in (*HEADLINE, *WIDE)),
+    *(Recording(w, _grid(s, [4096, 8192]), "bfloat16", techniques=t) for s in WIDE for w, t in _PAIRS),
+    *(Recording(fp8_inputs, _grid(s, [16, 128, 1024, 16384]), "bfloat16", techniques=COMPARED_FP8) for s in (*HEADLINE, *WIDE)),
 )
 """The headline shapes from 4096 tokens on in six processes; few tokens are where 2:4 loses and the layer should run dense."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from kpt_lab.core import Metric
+from kpt_lab.core import Metric, Trial, Trials
 
 HOROWITZ = "M. Horowitz, Computing's energy problem, ISSCC 2014, 45 nm"
 
@@ -120,6 +120,21 @@ class EnergyReport:
             "energy.compute": Metric(compute, "J", "modelled", source=constant.source),
             "energy.with_memory": Metric(compute + memory, "J", "modelled", source=both),
         }
+
+    @property
+    def trials(self) -> Trials:
+        """Modelled Trials for `kpt.compare`: "photonic", "digital int8", "digital float32", of the same products in the same boundaries."""
+        c = self.counts
+        params = {"products": c.products, "multiplies": c.multiplies, "bytes": c.bytes}
+
+        def trial(technique: str, metrics: Mapping[str, Metric], target: str, light: bool = False) -> Trial:
+            return Trial(
+                "photonic products", technique, params, {"bits": c.bits} if light else {}, "lossy" if light else "same",
+                simulates=target.split(" ")[0] if light else "", target=target, device="", metrics=metrics,
+            )  # fmt: skip
+
+        digital = [trial(f"digital {kind}", self.digital(kind), "45 nm") for kind in ("int8", "float32")]
+        return Trials([trial("photonic", self.metrics, self.machine, True), *digital])
 
     def __str__(self) -> str:
         c, total = self.counts, self.metrics

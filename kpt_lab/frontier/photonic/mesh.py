@@ -76,7 +76,7 @@ class Mesh:
             raise ValueError(
                 f"fields has shape {tuple(fields.shape)}; a mesh of {self.modes} modes needs (..., {self.modes}, K)"
             )
-        upper, lower = self._interferometers()
+        upper, lower = self.rows()
         for column in self.columns:
             index = torch.tensor(column.indices, device=upper.device)
             end = column.first + 2 * len(column.indices)
@@ -95,7 +95,7 @@ class Mesh:
         kind = torch.complex64 if self.theta.dtype == torch.float32 else torch.complex128
         return self.propagate(torch.eye(self.modes, dtype=kind, device=self.output.device))
 
-    def _interferometers(self) -> tuple[Tensor, Tensor]:
+    def rows(self) -> tuple[Tensor, Tensor]:
         """Upper and lower rows of every interferometer's matrix, each (..., N(N-1)/2, 2)."""
         inner, outer = (torch.polar(torch.ones_like(angle), angle) for angle in (self.theta, self.phi))
         e = torch.zeros(2, dtype=self.theta.dtype, device=self.theta.device) if self.splitters is None else self.splitters
