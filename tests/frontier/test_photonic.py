@@ -241,6 +241,26 @@ def test_energy_equals_a_count_by_hand():
     assert made.total.multiplies == 480
 
 
+def test_the_reports_trials_compare_within_a_boundary():
+    made = machine(precision_bits=6)
+    made.photonic_matmul(*uniform(16, 8, 8))
+    report = made.report()
+    light, int8, float32 = report.trials
+    assert [t.technique for t in report.trials] == ["photonic", "digital int8", "digital float32"]
+    assert (light.simulates, light.chosen, light.knobs["bits"]) == ("photonic-8", {}, 6)
+    for boundary in ("energy.compute", "energy.with_memory"):
+        for digital, kind in ((int8, "int8"), (float32, "float32")):
+            ratio = kpt.compare(light, digital, boundary)
+            assert ratio.value == pytest.approx(report.metrics[boundary].value / report.digital(kind)[boundary].value)
+            assert (ratio.provenance, ratio.verdict) == ("modelled", "UNCLEAR")
+            assert "Horowitz" in ratio.note
+    with pytest.raises(kpt.Incomparable, match="'digital int8' has no metric 'optical_share'"):
+        kpt.compare(light, int8, "optical_share")
+    made.photonic_matmul(*uniform(16, 8, 8))
+    with pytest.raises(kpt.Incomparable, match="belong to different work"):
+        kpt.compare(made.report().trials[0], int8, "energy.compute")
+
+
 def test_the_report_cites_everything_and_claims_no_measurement():
     made = machine()
     made.photonic_matmul(*uniform(3, 8, 8))

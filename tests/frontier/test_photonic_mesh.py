@@ -8,7 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kpt_lab.frontier.photonic import Noise, PhaseError, SplitterError, decompose, disturbed, fidelity, random_unitary, svd
+from kpt_lab.frontier.photonic import (
+    Noise,
+    PhaseError,
+    SplitterError,
+    decompose,
+    disturbed,
+    fidelity,
+    figures,
+    random_unitary,
+    svd,
+)
 from kpt_lab.frontier.photonic.mesh import placed
 
 SCHEMES = ("clements", "reck")
@@ -125,5 +135,41 @@ def test_fidelity_falls_as_perturbation_theory_says(modes, noise, rate):
     ],
 )
 def test_wrong_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# ---- the figure
+
+
+@pytest.mark.parametrize("scheme", ["clements", "reck"])
+def test_light_is_followed_through_the_columns(scheme):
+    unitary = random_unitary(7, generator=torch.Generator().manual_seed(1))
+    mesh = decompose(unitary, scheme)
+    light = figures.powers(mesh, 3)
+    assert light.shape == (len(mesh.columns) + 1, 7)
+    assert light[0].tolist() == [0, 0, 0, 1, 0, 0, 0]
+    assert torch.allclose(light.sum(-1), torch.ones(len(light), dtype=torch.float64))
+    assert torch.allclose(light[-1], unitary[:, 3].abs().square())
+
+
+def test_the_figure_shows_every_interferometer_and_widens_with_the_light():
+    mesh = decompose(random_unitary(5, generator=torch.Generator().manual_seed(2)))
+    *lines, squares = figures.drawn(mesh, 1).data
+    assert len(squares.x) == mesh.interferometers == 10
+    assert sorted(squares.marker.color) == pytest.approx(sorted(torch.sin(mesh.theta / 2).square().tolist()), rel=1e-5)
+    entering = [line.line.width for line in lines[:: len(mesh.columns) + 1]]
+    assert [width == max(entering) for width in entering] == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: figures.drawn(decompose(torch.eye(17))), "mesh has 17 modes; at most 16 can be drawn"),
+        (lambda: figures.powers(decompose(torch.eye(4)), 4), "port is 4; a whole number from 0 to 3 is needed"),
+        (lambda: figures.powers(decompose(torch.eye(4).expand(2, 4, 4))), r"mesh is a batch of shape \(2,\)"),
+    ],
+)
+def test_what_can_not_be_drawn_is_said(call, message):
     with pytest.raises(ValueError, match=message):
         call()
