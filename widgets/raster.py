@@ -87,7 +87,7 @@ def raster_figure(view: Raster) -> go.Figure:
     signs: dict[int, tuple[list[int], list[int]]] = {1: ([], []), -1: ([], [])}
     row = 0
     for population, events in zip(one["populations"], shown["events"], strict=True):
-        for event in events:
+        for event in map(int, events.split()):
             place = abs(event) - 1
             xs, ys = signs[1 if event > 0 else -1]
             xs.append(population["window"] * steps + place % steps + 1)
@@ -103,7 +103,7 @@ def raster_figure(view: Raster) -> go.Figure:
     for k, name in enumerate(view.data["classes"]):
         answer = k == shown["answer"]
         line = {"color": colors.palette[2] if answer else colors.eager, "width": 3 if answer else 1}
-        values = [now[k] for now in shown["readout"]]
+        values = [float(now.split()[k]) for now in shown["readout"]]
         figure.add_scatter(
             x=list(last), y=values, mode="lines", name=f"class {name}", line=line, showlegend=answer, row=2, col=1
         )
@@ -160,7 +160,7 @@ def _called(node: fx.Node) -> str:
 
 
 def _run(run: Run, kept: Mapping[str, Tensor], k: int) -> dict[str, Any]:
-    """One input's spikes and membranes.
+    """One input's spikes and membranes, as lines of numbers.
 
     events: for each population its spikes as +(1 + row * T + step), negative where the spike is. sent: spikes of the whole
     population at each step. readout: membranes of the output neurons after each step of the last window.
@@ -171,21 +171,25 @@ def _run(run: Run, kept: Mapping[str, Tensor], k: int) -> dict[str, Any]:
     for train, chosen in zip(trains, kept.values(), strict=True):
         drawn = train[:, chosen].T.flatten()
         places = drawn.nonzero().flatten()
-        events.append(((places + 1) * drawn[places]).tolist())
-    readout = [[float(f"{value:.6g}") for value in now] for now in run.readout[:, k].tolist()]
+        events.append(_line(((places + 1) * drawn[places]).tolist()))
     return {
         "events": events,
-        "sent": [train.count_nonzero(1).tolist() for train in trains],
-        "readout": readout,
+        "sent": [_line(train.count_nonzero(1).tolist()) for train in trains],
+        "readout": [_line(now) for now in run.readout[:, k].tolist()],
         "answer": int(run.readout[-1, k].argmax()),
         "settled": settled(run.readout[:, k].tolist()),
     }
 
 
+def _line(numbers: Sequence[float]) -> str:
+    """Numbers in one line of text: a notebook stores a list with a line for each entry."""
+    return " ".join(f"{number:.6g}" for number in numbers)
+
+
 def _input(k: int, labels: Sequence[Any] | Tensor | None, pictures: Tensor | None) -> dict[str, Any]:
     label = None if labels is None else labels[k].item() if isinstance(labels, Tensor) else labels[k]
-    picture = None if pictures is None else (255 * pictures[k]).round().long().clamp(0, 255).tolist()
-    return {"label": None if label is None else str(label), "picture": picture}
+    greys = [] if pictures is None else (255 * pictures[k]).round().long().clamp(0, 255).tolist()
+    return {"label": None if label is None else str(label), "picture": [_line(row) for row in greys]}
 
 
 def _check(named: Mapping[str, Any], inputs: Any, labels: Any, pictures: Any, neurons: Any) -> None:

@@ -22,10 +22,13 @@ function rasterPlace(table, full) {
   return { network, run: network.runs[full.input], end: network.windows * network.timesteps, step: full.step, window, input: table.inputs[full.input] };
 }
 
+/** The numbers of a line. */
+const numbersOf = (line) => line.split(" ").filter(Boolean).map(Number);
+
 /** The spikes of population p as {row, at, sign}: `at` is the number of steps that have passed when it is sent. */
 function rasterSpikes({ network, run }, p) {
   const [T, { window }] = [network.timesteps, network.populations[p]];
-  return run.events[p].map((event) => {
+  return numbersOf(run.events[p]).map((event) => {
     const place = Math.abs(event) - 1;
     return { row: Math.floor(place / T), at: window * T + (place % T) + 1, sign: Math.sign(event) };
   });
@@ -34,13 +37,13 @@ function rasterSpikes({ network, run }, p) {
 /** How many spikes population p, all its neurons, has sent by a step. */
 function rasterSent({ network, run }, p, step) {
   const passed = step - network.populations[p].window * network.timesteps;
-  return run.sent[p].slice(0, Math.max(passed, 0)).reduce((sum, count) => sum + count, 0);
+  return numbersOf(run.sent[p]).slice(0, Math.max(passed, 0)).reduce((sum, count) => sum + count, 0);
 }
 
 /** The membranes of the output neurons at a step, or null before the last window's first step. */
 function rasterOutput({ network, run }, step) {
   const passed = step - (network.windows - 1) * network.timesteps;
-  return passed > 0 ? run.readout[passed - 1] : null;
+  return passed > 0 ? numbersOf(run.readout[passed - 1]) : null;
 }
 
 /** The first of the largest. */
@@ -86,7 +89,7 @@ function rasterPicture(table, full, place, wide) {
   const T = place.network.timesteps;
   const [from, to] = every ? [0, place.end] : [place.window * T, (place.window + 1) * T];
   const { drawn, height } = rasterLayout(place, every);
-  const area = { left: 6, top: 0, width: wide - 16, bottom: height };
+  const area = { left: 14, top: 0, width: wide - 28, bottom: height };
   const x = linearScale(from, to, area.left, area.left + area.width);
   const { dot } = every ? RASTER_DOTS.every : RASTER_DOTS.one;
   const picture = svg("svg", { width: wide, height: height + 44, class: "kpt-raster-picture", "aria-hidden": "true" });
@@ -119,7 +122,7 @@ function rasterPicture(table, full, place, wide) {
 /** The output neurons' membranes as bars, one row for each class; the widths fit the whole last window. */
 function rasterBars(table, place) {
   const output = rasterOutput(place, place.step);
-  const every = place.run.readout.flat();
+  const every = place.run.readout.flatMap(numbersOf);
   const [low, high] = [Math.min(0, ...every), Math.max(0, ...every)];
   const at = (value) => (100 * (value - low)) / (high - low || 1);
   const best = output ? largestOf(output) : -1;
@@ -136,9 +139,10 @@ function rasterBars(table, place) {
 /** The input as a small picture of squares, or its label alone. */
 function rasterInput({ input }) {
   const words = input.label === null ? "the input" : `the input, labelled ${input.label}`;
-  if (!input.picture) return node("p", {}, words);
-  const [high, wide] = [input.picture.length, input.picture[0].length];
-  const squares = input.picture.flatMap((line, y) => line.map((grey, x) => svg("rect", { x, y, width: 1.02, height: 1.02, fill: `rgb(${255 - grey},${255 - grey},${255 - grey})` })));
+  if (!input.picture.length) return node("p", {}, words);
+  const lines = input.picture.map(numbersOf);
+  const [high, wide] = [lines.length, lines[0].length];
+  const squares = lines.flatMap((line, y) => line.map((grey, x) => svg("rect", { x, y, width: 1.02, height: 1.02, fill: `rgb(${255 - grey},${255 - grey},${255 - grey})` })));
   return svg("svg", { viewBox: `0 0 ${wide} ${high}`, width: 72, height: (72 * high) / wide, class: "kpt-raster-input", role: "img", "aria-label": words }, squares);
 }
 
