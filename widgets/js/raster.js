@@ -178,6 +178,7 @@ function raster(root, data, state = {}, onState = () => {}, sharing = null) {
   const scrubber = slider("step", [0], 0, (step) => change({ step }));
   const press = button("Play", () => (timer ? pause() : play()));
   const told = node("p", { class: "kpt-formula", role: "status" });
+  const spoken = [told, scrubber.element.querySelector("output")];
   const picture = node("div", { class: "kpt-raster-place" });
   const stage = node("div", { class: "kpt-raster-stage", onclick: pointed });
   const bars = node("div", { class: "kpt-raster-bars" });
@@ -211,7 +212,7 @@ function raster(root, data, state = {}, onState = () => {}, sharing = null) {
     const stride = still ? network.timesteps : Math.max(1, Math.round((end * RASTER_TICK) / RASTER_MS));
     if (present().step >= end) chosen = { ...present(), step: 0 };
     press.set("Pause");
-    told.setAttribute("aria-live", "off"); // or every step would be read out
+    for (const each of spoken) each.setAttribute("aria-live", "off"); // or every step would be read out
     timer = setInterval(() => {
       chosen = { ...present(), step: Math.min(present().step + stride, end) };
       if (chosen.step >= end) change({});
@@ -225,7 +226,7 @@ function raster(root, data, state = {}, onState = () => {}, sharing = null) {
     clearInterval(timer);
     timer = null;
     press.set("Play");
-    told.removeAttribute("aria-live");
+    for (const each of spoken) each.removeAttribute("aria-live");
     onState({ ...present() });
   }
 
