@@ -157,9 +157,22 @@ def test_the_figure_shows_every_interferometer_and_widens_with_the_light():
     mesh = decompose(random_unitary(5, generator=torch.Generator().manual_seed(2)))
     *lines, squares = figures.drawn(mesh, 1).data
     assert len(squares.x) == mesh.interferometers == 10
-    assert sorted(squares.marker.color) == pytest.approx(sorted(torch.sin(mesh.theta / 2).square().tolist()), rel=1e-5)
+    assert sorted(squares.marker.color) == pytest.approx(sorted(torch.sin(mesh.theta / 2).square().tolist()), abs=1e-4)
     entering = [line.line.width for line in lines[:: len(mesh.columns) + 1]]
     assert [width == max(entering) for width in entering] == [False, True, False, False, False]
+
+
+def test_the_slider_turns_one_phase_and_stands_where_it_is():
+    mesh = decompose(random_unitary(4, generator=torch.Generator().manual_seed(3)))
+    figure = figures.turned(mesh, 2, 1, steps=6)
+    (slider,) = figure.layout.sliders
+    assert len(slider.steps) == 7
+    here = slider.steps[slider.active].args[0]
+    assert here["line.width"][:-1] == [line.line.width for line in figure.data[:-1]]
+    assert here["marker.color"][-1] == list(figure.data[-1].marker.color)
+    assert any(step.args[0]["line.width"] != here["line.width"] for step in slider.steps)
+    with pytest.raises(ValueError, match="index is 6; a whole number from 0 to 5 is needed"):
+        figures.turned(mesh, 6)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,41 +45,86 @@ def drawn(mesh: Mesh, port: int = 0, title: str = "") -> go.Figure:
 
     if mesh.modes > LARGEST:
         raise ValueError(f"mesh has {mesh.modes} modes; at most {LARGEST} can be drawn")
-    light = powers(mesh, port)
-    colors, style = look.colors(), look.styles(["light"])["light"]
     said = f"{mesh.scheme}, {mesh.modes} modes, {mesh.interferometers} interferometers in {len(mesh.columns)} columns; light enters at mode {port}"
     note = "Simulated. Wider lines carry more light; a square is an interferometer, darker where it passes more of the light straight on."
     figure = look.frame(title or "Light in a mesh", said, [""], [note], row_height=60 + 34 * mesh.modes)
-    for mode, xs, power in _pieces(mesh, light):
-        width = WIDEST * math.sqrt(power)
-        line = {"color": style.color if power > 1e-4 else colors.same, "width": max(width, 1.0)}
+    looks = _looks(mesh, port)
+    for k, (mode, xs) in enumerate(_pieces(mesh)):
+        line = {"color": looks["line.color"][k], "width": looks["line.width"][k]}
         figure.add_scatter(
-            x=xs, y=[mode] * len(xs), mode="lines", line=line, showlegend=False, hovertemplate=f"mode {mode}: {power:.4f}"
+            x=xs, y=[mode] * len(xs), mode="lines", line=line, showlegend=False, hovertemplate=looks["hovertemplate"][k]
         )
-    places = [
-        (at + 0.5, column.first + 2 * k + 0.5, index)
-        for at, column in enumerate(mesh.columns)
-        for k, index in enumerate(column.indices)
-    ]
-    straight = [math.sin(float(mesh.theta[index]) / 2) ** 2 for *_, index in places]
-    words = [
-        f"theta {float(mesh.theta[i]):.3f}, phi {float(mesh.phi[i]):.3f}: {part:.1%} straight on"
-        for (*_, i), part in zip(places, straight, strict=True)
-    ]
+    places = [(at + 0.5, c.first + 2 * k + 0.5) for at, c in enumerate(mesh.columns) for k in range(len(c.indices))]
     figure.add_scatter(
-        x=[x for x, *_ in places], y=[y for _, y, _ in places], mode="markers", text=words, hovertemplate="%{text}", showlegend=False,
+        x=[x for x, _ in places], y=[y for _, y in places], mode="markers", text=_words(mesh), hovertemplate="%{text}", showlegend=False,
         marker={
-            "symbol": "square", "size": 17, "color": [look.six(part) for part in straight], "cmin": 0, "cmax": 1,
-            "colorscale": [[0, colors.paper], [1, style.color]], "line": {"color": colors.ink, "width": 1.2},
+            "symbol": "square", "size": 17, "color": _straight(mesh), "cmin": 0, "cmax": 1,
+            "colorscale": [[0, look.colors().paper], [1, look.colors().palette[0]]], "line": {"color": look.colors().ink, "width": 1.2},
         },
     )  # fmt: skip
     figure.update_xaxes(title="column", tickvals=list(range(len(mesh.columns) + 1)), showgrid=False)
     return figure.update_yaxes(title="mode", autorange="reversed", tickvals=list(range(mesh.modes)), showgrid=False)
 
 
-def _pieces(mesh: Mesh, light: Tensor) -> Iterator[tuple[int, list[float], float]]:
-    """(mode, from and to, power) of every straight piece of waveguide: half of each column carries what it had before."""
+def turned(mesh: Mesh, index: int, port: int = 0, steps: int = 24) -> go.Figure:
+    """The same with a slider that turns theta of interferometer `index` once around, in so many steps; its square has a thick edge."""
+    if not (isinstance(index, int) and 0 <= index < mesh.interferometers):
+        raise ValueError(f"index is {index!r}; a whole number from 0 to {mesh.interferometers - 1} is needed")
+    figure = drawn(mesh, port, f"One phase turned, of interferometer {index}")
+    angles = sorted([float(mesh.theta[index]) % (2 * math.pi), *(2 * math.pi * k / steps for k in range(steps))])
+    stops = []
+    for angle in angles:
+        theta = mesh.theta.clone()
+        theta[index] = angle
+        now = replace(mesh, theta=theta)
+        looks = _looks(now, port)
+        count = len(looks["line.width"])
+        change = {name: [*values, None] for name, values in looks.items() if name != "hovertemplate"}
+        change["marker.color"] = [None] * count + [_straight(now)]
+        change["hovertemplate"] = [*looks["hovertemplate"], "%{text}"]
+        change["text"] = [None] * count + [_words(now)]
+        stops.append({"method": "restyle", "args": [change], "label": f"{angle:.2f}"})
+    present = angles.index(float(mesh.theta[index]) % (2 * math.pi))
+    place = {"active": present, "pad": {"t": 100}, "currentvalue": {"prefix": "theta, radians: "}, "steps": stops}
+    bottom = figure.layout.margin.b + 110
+    figure.data[-1].marker.line.width = [4.0 if each == index else 1.2 for each in _in_columns(mesh)]
+    figure.update_layout(sliders=[place], height=figure.layout.height + 110, margin={"b": bottom})
+    return figure
+
+
+def _looks(mesh: Mesh, port: int) -> dict[str, list]:
+    """How each piece of waveguide is drawn."""
+    from kpt_lab import look
+
+    light = powers(mesh, port)
+    found = [float(light[at, mode]) for mode in range(mesh.modes) for at in range(len(mesh.columns) + 1)]
+    lit, dark = look.colors().palette[0], look.colors().same
+    return {
+        "line.color": [lit if power > 1e-4 else dark for power in found],
+        "line.width": [round(max(WIDEST * math.sqrt(power), 1.0), 2) for power in found],
+        "hovertemplate": [f"power {power:.4f}" for power in found],
+    }
+
+
+def _in_columns(mesh: Mesh) -> list[int]:
+    return [index for column in mesh.columns for index in column.indices]
+
+
+def _straight(mesh: Mesh) -> list[float]:
+    """The share of the light that each interferometer passes straight on, in the order of the columns."""
+    return [round(math.sin(float(mesh.theta[index]) / 2) ** 2, 4) for index in _in_columns(mesh)]
+
+
+def _words(mesh: Mesh) -> list[str]:
+    return [
+        f"{index}: theta {float(mesh.theta[index]):.3f}, phi {float(mesh.phi[index]):.3f}, {part:.1%} straight on"
+        for index, part in zip(_in_columns(mesh), _straight(mesh), strict=True)
+    ]
+
+
+def _pieces(mesh: Mesh) -> Iterator[tuple[int, list[float]]]:
+    """(mode, from and to) of every straight piece of waveguide: half of each column carries what it had before."""
     last = len(mesh.columns)
     for mode in range(mesh.modes):
         for at in range(last + 1):
-            yield mode, [max(at - 0.5, -0.3), min(at + 0.5, last + 0.3)], float(light[at, mode])
+            yield mode, [max(at - 0.5, -0.3), min(at + 0.5, last + 0.3)]
