@@ -58,7 +58,7 @@ def test_a_view_holds_the_columns_and_the_front_end(make, trials):
 def test_every_view_of_the_front_end_has_a_function():
     found = re.search(r"const VIEWS = \{([^}]*)\}", front.module())
     assert set(views.KEYS) == {make.__name__ for make in VIEWS}
-    assert {name.strip() for name in found[1].split(",")} == {*views.KEYS, "formats", "energy", "raster", "bits"}
+    assert {name.strip() for name in found[1].split(",")} == {*views.KEYS, "formats", "energy", "raster", "bits", "circuit"}
 
 
 def test_a_view_prints_as_what_it_shows(trials):

@@ -18,10 +18,11 @@ except ImportError as _error:
         raise AttributeError(f"module 'kpt_lab.widgets' has no attribute {name!r}")
 else:
     from .bits import bits
+    from .circuit import circuit
     from .energy import energy
     from .formats import formats
     from .live import live
     from .raster import raster
     from .views import View, breakeven, explorer, reveal, roofline
 
-__all__ = ["View", "bits", "breakeven", "energy", "explorer", "formats", "live", "raster", "reveal", "roofline"]
+__all__ = ["View", "bits", "breakeven", "circuit", "energy", "explorer", "formats", "live", "raster", "reveal", "roofline"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 PIECES = (
-    "columns", "controls", "scales", "draw", "export", "plot", "card", "choose", "explorer_plan", "explorer_words", "explorer", "map", "roofline", "reveal", "formats", "energy", "raster", "bits", "main",
+    "columns", "controls", "scales", "draw", "export", "plot", "card", "choose", "explorer_plan", "explorer_words", "explorer", "map", "roofline", "reveal", "formats", "energy", "raster", "bits", "circuit", "main",
 )  # fmt: skip
 """Names of the files in widgets/js in the order in which they are joined: each may use those before it while it loads."""
 

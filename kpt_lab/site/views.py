@@ -15,7 +15,7 @@ from kpt_lab.site.plots import script_json
 MIME = "application/vnd.kpt-lab.view+json"
 """The output beside a notebook's live widget, as kpt_lab.widgets.views writes it."""
 
-VIEWS = ("explorer", "breakeven", "roofline", "reveal", "formats", "energy", "raster", "bits")
+VIEWS = ("explorer", "breakeven", "roofline", "reveal", "formats", "energy", "raster", "bits", "circuit")
 HEIGHTS = {
     "explorer": 640,
     "breakeven": 600,
@@ -25,6 +25,7 @@ HEIGHTS = {
     "energy": 900,
     "raster": 1000,
     "bits": 1020,
+    "circuit": 800,
 }
 """px kept free until a view is drawn, so that the text below does not jump."""
 

@@ -1,7 +1,7 @@
 // The doors: render for anywidget in JupyterLab, mount for the static site.
 
-const VIEWS = { explorer, breakeven, roofline, reveal, formats, energy, raster, bits };
-const GIVEN = { formats: [], energy: [], raster: ["networks", "inputs"], bits: [] }; // what a view's call is given before its keywords, where that isn't trials
+const VIEWS = { explorer, breakeven, roofline, reveal, formats, energy, raster, bits, circuit };
+const GIVEN = { formats: [], energy: [], raster: ["networks", "inputs"], bits: [], circuit: [] }; // what a view's call is given before its keywords, where that isn't trials
 const LISTS = new Set(["techniques", "roofs", "front"]); // what a state holds several of
 const mounted = new Map(); // id in the page -> {view, follow(state)}
 
