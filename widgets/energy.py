@@ -72,12 +72,13 @@ def energy(
 def gains(spikes: float = 0.5, *, marks: Iterable[Mapping[str, Any]] = (), **state: Any) -> go.Figure:
     """The view's chart as a figure: the gain over spikes a synapse by both models, with the lines of 1x and 100x."""
     from kpt_lab import look
+    from kpt_lab.frontier.spiking.figures import lines
 
     full = _checked({**START, "spikes": spikes, **state})
     layer, boundaries = layer_of(full), boundaries_of(full)
-    colors, style = look.colors(), look.styles(boundaries)
+    style = look.styles(boundaries)
     said = f"{layer.inputs} lines to {layer.outputs} neurons, {layer.timesteps} steps, code {layer.code}; standard in {full['standard']}, spiking in {full['spiking']}"
-    note = f"Modelled, from energies at 45 nm; data in {full['memory']}, each access serving {full['reuse']:g} operations."
+    note = f"Dotted: 1x and 100x. Modelled, from energies at 45 nm; data in {full['memory']}, each access serving {full['reuse']:g} operations."
     figure = look.frame("How many times less energy a spiking layer needs", said, [""], [note], boundaries)
     reached = [s for s in SPIKES if s <= layer.most]
     for name, boundary in boundaries.items():
@@ -93,8 +94,7 @@ def gains(spikes: float = 0.5, *, marks: Iterable[Mapping[str, Any]] = (), **sta
                 x=[look.six(mark["spikes"]) for mark in shown], y=[look.six(mark[key]) for mark in shown], mode="markers",
                 name=f"counted in runs, {name}", marker=point, **hover,
             )  # fmt: skip
-    for gain in (1, 100):
-        figure.add_hline(y=gain, line={"color": colors.ink, "dash": "dot", "width": 1.2}, annotation_text=f"{gain}x")
+    lines(figure)
     figure.update_xaxes(type="log", title="spikes a synapse and inference", exponentformat="power", dtick=1)
     return figure.update_yaxes(type="log", title="times less energy, modelled", exponentformat="power", dtick=1)
 

@@ -120,7 +120,7 @@ function energyPicture(table, state, wide) {
     const runs = marks.map((m) => symbolPath(style.symbol, x.at(m.spikes), y.at(k ? m.with_memory : m.compute), 4));
     if (runs.length) picture.append(svg("path", { d: runs.join(""), fill: "none", stroke: style.color, "stroke-width": 1.6 }));
     if (state.spikes > mostSpikes(state)) return;
-    picture.append(svg("circle", { cx: here, cy: px(y.at(layerGain(table, state, state.spikes, k === 1))), r: 6, style: `--kpt-comb: ${style.color}`, class: "kpt-lands" }));
+    picture.append(svg("circle", { cx: here, cy: px(y.at(layerGain(table, state, state.spikes, k === 1))), r: 6, fill: style.color, stroke: "var(--kpt-paper)", "stroke-width": 2 }));
   });
   return picture;
 }
