@@ -51,3 +51,23 @@ def test_fp8_in_it_is_a_simulation_here_and_keeps_the_head():
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="d is 100 and tokens 48; d must be a multiple of 128"):
         decoder.step.make(device="cpu", dtype="float32", seed=0, **{**SMALL, "d": 100})
+
+
+def test_float64_goes_sequence_by_sequence_and_gives_the_same():
+    problem = decoder.step.make(device="cpu", dtype="float64", seed=0, **SMALL)
+    x, upstream = (torch.randn(3, 16, n, dtype=torch.float64) for n in (128, 80))
+    found = problem.drive(problem.fn)(x, upstream)
+    whole = x.clone().requires_grad_()
+    y = problem.fn(whole)
+    wanted = (y.detach(), *torch.autograd.grad(y, (whole, *problem.fn.parameters()), upstream))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert all(p.grad is None for p in problem.fn.parameters())
+
+
+def test_the_distance_is_that_of_the_whole_tensor():
+    exact = torch.tensor([3.0, 4.0, 0.0], dtype=torch.float64)
+    assert decoder._distance(torch.tensor([3.0, 4.0, 5.0]), exact) == pytest.approx(1.0)
+    assert decoder._distance(exact.float(), exact) == 0
+    assert decoder._distance(torch.tensor([3.0, float("nan"), 0.0]), exact) != decoder._distance(exact, exact)
+    assert decoder._distance(torch.ones(2), torch.zeros(2)) == float("inf")
