@@ -153,7 +153,7 @@ def _checked(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mark(mark: Mapping[str, Any]) -> dict[str, Any]:
-    """A mark with what the front end reads of it; ValueError where something is missing."""
+    """A mark with what the front end reads of it, at six digits; ValueError where something is missing."""
     if missing := [name for name in _MARK if name not in mark]:
         raise ValueError(f"a mark lacks {missing[0]!r}; each needs {', '.join(_MARK)}")
-    return {name: kind(mark[name]) for name, kind in _MARK.items()}
+    return {name: float(f"{mark[name]:.6g}") if kind is float else str(mark[name]) for name, kind in _MARK.items()}
