@@ -110,13 +110,18 @@ def constants(state: Mapping[str, Any] = START) -> dict[str, Any]:
         "schema": 1,
         "title": "bits against optical power",
         "start": START,
-        "photon": noise.photon_energy(),
-        "boltzmann": noise.BOLTZMANN,
-        "charge": noise.CHARGE,
+        "photon": _scaled(noise.photon_energy(), 1e18),  # aJ
+        "boltzmann": _scaled(noise.BOLTZMANN, 1e24),  # yJ/K
+        "charge": _scaled(noise.CHARGE, 1e18),  # aC
         "temperature": TEMPERATURE,
         "sources": [noise.Shot.source, noise.Johnson.source],
         "stops": {name: _with(stops, state[name]) for name, stops in _STOPS.items()},
     }
+
+
+def _scaled(value: float, factor: float) -> float:
+    """In a unit in which few digits say it: tools that rewrite a notebook's JSON keep those, not the last bit of 1e-23."""
+    return float(f"{value * factor:.14g}")
 
 
 def _with(stops: tuple[Any, ...], value: Any) -> list[Any]:

@@ -5,12 +5,12 @@ const BITS_HEIGHT = 300;
 
 /** Electrons of Johnson noise in one reading. */
 function bitsElectrons(table, { resistance, rate }) {
-  return resistance === null ? 0 : Math.sqrt((2 * table.boltzmann * table.temperature) / (resistance * rate)) / table.charge;
+  return resistance === null ? 0 : (1e6 * Math.sqrt((2 * table.boltzmann * table.temperature) / (resistance * rate))) / table.charge;
 }
 
 /** Detected photons a multiply at so many W a wavelength. */
 function bitsDetected(table, { channels, rate, loss }, power) {
-  return (power / rate / table.photon / 2 / channels) * 10 ** (-loss / 10);
+  return ((1e18 * power) / rate / table.photon / 2 / channels) * 10 ** (-loss / 10);
 }
 
 /** Effective bits of so many detected photons a multiply. */

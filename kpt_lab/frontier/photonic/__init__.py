@@ -7,7 +7,7 @@ y = machine.photonic_matmul(a, b)
 print(machine.report())  # modelled energy, every constant with its source
 """
 
-from kpt_lab.frontier.photonic.accelerator import OPTICAL_POWER, PhotonicAccelerator, PrecisionWarning, Program
+from kpt_lab.frontier.photonic.accelerator import OPTICAL_POWER, SYMBOL_RATE, PhotonicAccelerator, PrecisionWarning, Program
 from kpt_lab.frontier.photonic.energy import Constant, Constants, Counts, EnergyReport, published_efficiency
 from kpt_lab.frontier.photonic.mesh import Mesh, SVDMesh, decompose, fidelity, random_unitary, svd
 from kpt_lab.frontier.photonic.noise import (
@@ -30,6 +30,7 @@ from kpt_lab.frontier.photonic.thermal import Ambient, Controller, Drift, drift
 
 __all__ = [
     "OPTICAL_POWER",
+    "SYMBOL_RATE",
     "Ambient",
     "Constant",
     "Constants",
