@@ -155,6 +155,17 @@ def test_a_gain_too_small_is_not_kept(times, clock):
     assert clock.now_ns() - start == plain.cost
 
 
+def test_what_a_first_look_leaves_open_is_measured_for_longer():
+    """Too few blocks for an interval must not leave the fastest stack out of the race, as it once did on a GPU."""
+    found = optimize(model(), inputs=X, techniques=[fast(1.5), fast(4.0), fast(2.0)], budget=0.02)
+    looked = [line for line in found._found.lines if line.step == "lossless"]
+    assert all(line.ratio.verdict == "UNCLEAR" for line in looked)
+    assert found.chosen == "4.0x(times=4.0)"
+    confirmed = [line.label for line in found._found.lines if line.step == "confirm"]
+    assert len(confirmed) == 4  # two leaders, twice
+    assert not any("1.5x" in label for label in confirmed)
+
+
 def test_what_wins_by_luck_fails_the_second_measurement():
     found = optimize(model(), inputs=X, techniques=[Technique("lucky", lucky, stage="rewrite")])
     assert found.chosen == "as passed"

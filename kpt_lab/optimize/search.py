@@ -24,6 +24,10 @@ from kpt_lab.runner import missing_requirement
 
 GAIN = 1.02
 """The lower end of a stack's interval must lie above this: restarts of a process move a time by as much."""
+LEADERS = 2
+"""So many of the stacks that look fastest are measured again."""
+ROUNDS = (1.0, 5.0)
+"""Budgets of that second measurement: the longer one only where the shorter leaves the fastest's interval open."""
 AS_PASSED = "as passed"
 
 _SHARE = 0.6  # of the free memory that copies of the model may take; the rest is for activations
@@ -67,6 +71,14 @@ class Found:
     lines: list[Line] = field(default_factory=list)
     trials: Trials = field(default_factory=Trials)
     limit: float | None = None
+
+
+class _Winner(NamedTuple):
+    """A stack that was confirmed, its Trial there, and its speedup over the model as passed."""
+
+    technique: Technique
+    trial: Trial
+    over: Ratio
 
 
 def search(
@@ -136,21 +148,21 @@ class _Search:
 
     def run(self) -> None:
         """Lossless stacks, lossy ones on top of the best of them, and the winners once more on new values."""
-        work, best, changed = self._workload(self.inputs), None, None
         given = self.request.techniques
         plain = stacks.lossless(self.model, self.request.workload_type, self.device) if given is None else given
-        plain = tuple(t for t in plain if t.contract != "lossy")
-        if plain:
-            best = self._best("lossless", work, plain, seed=0)
+        best = self._settled("lossless", [t for t in plain if t.contract != "lossy"])
         lossy = stacks.lossy(self.request.workload_type) if given is None else given
         allowed = self._within_budget([t for t in lossy if t.contract == "lossy"])
-        if allowed:
-            changed = self._best("lossy", work, stacks.over(best, allowed), seed=1, beside=best)
-        finalists = [t for t in (changed, best) if t]
-        if not finalists:
-            self.found.reason = self._why_none()
+        changed = self._settled("lossy", stacks.over(best and best.technique, allowed), beside=best) if allowed else None
+        if not (chosen := changed or best):
+            self.found.reason = self.found.reason or self._why_none()
             return
-        self._confirm(finalists)
+        first = self.found.technique = chosen.technique
+        self.found.reason = (
+            f"{first.label} is {_span(chosen.over)} as fast as the model as passed, measured afresh on new values"
+        )
+        if first.contract == "same" and not self._workload(self.inputs).random:
+            self.found.limit = 2 * float(chosen.trial.chosen["error_limit"])  # two results, each that near the oracle
 
     def _workload(self, inputs: tuple) -> Workload:
         mode = "backward" if self.request.training else "forward"
@@ -162,21 +174,56 @@ class _Search:
 
     # -- one step -------------------------------------------------------------------------------------------------------------
 
-    def _best(
-        self, step: str, work: Workload, techniques: Sequence[Technique], *, seed: int, beside: Technique | None = None
-    ) -> Technique | None:
-        """The fastest of those that keep the rule, over the model as passed and, where given, over the stack `beside`."""
-        cells = self._measured(work, techniques, seed, beside)
-        kept: list[tuple[float, Technique]] = []
-        for technique, (trial, eager, other) in cells.items():
-            over = self._line(step, trial, eager, AS_PASSED, len(cells))
-            held = over is not None and over.low > GAIN
-            if other is not None and beside is not None and over is not None:
+    def _settled(self, step: str, techniques: Sequence[Technique], beside: _Winner | None = None) -> _Winner | None:
+        """The fastest stack that keeps the rule over the model as passed, and over `beside` where given; None where none does.
+
+        A first look at all of them says which could be the fastest. Those are measured again, on values that no call has seen
+        and inside what the caller gets, which asks before each call whether the stack may be used; only that counts, and it goes
+        on for longer where it leaves open what the fastest gains.
+        """
+        if not techniques:
+            return None
+        seed, other = 10 * (step == "lossy"), beside and beside.technique
+        look = self._compared(step, self._workload(self.inputs), {t: t for t in techniques}, other, other, seed, 1.0)
+        near = {t: over.value for t, (_, over, more) in look.items() if over.value > GAIN and (not more or more.value > GAIN)}
+        leaders = sorted(near, key=lambda t: -near[t])[:LEADERS]
+        ready = {t: self.returned(t, self.request) for t in leaders}
+        shown = self.returned(other, self.request) if other and ready else None
+        work = self._workload(unseen(self.inputs, seed=1))
+        for round_, times in enumerate(ROUNDS):
+            if not ready:
+                return None
+            found = self._compared("confirm", work, ready, shown, other, seed + 1 + round_, times)
+            kept = {t: each for t, each in found.items() if min(each[1].low, each[2].low if each[2] else math.inf) > GAIN}
+            best = max(kept, key=lambda t: kept[t][1].value, default=None)
+            # another whose interval is open may be faster still
+            least = kept[best][1].value if best else GAIN
+            if not any(math.isinf(over.high) and over.value > least for t, (_, over, _) in found.items() if t not in kept):
+                break
+        if best is None:
+            first = leaders[0]
+            came = f"came to {_span(found[first][1])}" if first in found else f"failed ({self.found.lines[-1].said})"
+            self.found.reason = (
+                f"{first.label} won the search, but measured afresh on new values it {came}: {GAIN}x is asked for"
+            )
+            return None
+        return _Winner(best, kept[best][0], kept[best][1])
+
+    def _compared(
+        self, step: str, work: Workload, ready: dict[Technique, Technique], shown: Technique | None, beside: Technique | None,
+        seed: int, times: float,
+    ) -> dict[Technique, tuple[Trial, Ratio, Ratio | None]]:  # fmt: skip
+        """Of each stack that ran its Trial, its speedup over the model as passed, and that over `beside`, in `shown`'s form."""
+        found: dict[Technique, tuple[Trial, Ratio, Ratio | None]] = {}
+        cells = self._measured(work, list(ready.values()), seed, shown, times * self.request.budget)
+        for technique, mine in ready.items():
+            trial, eager, other = cells[mine]
+            over, more = self._line(step, trial, eager, AS_PASSED, len(cells)), None
+            if over is not None and other is not None and beside is not None:
                 more = self._line(step, trial, other, beside.label, len(cells))
-                held = held and more is not None and more.low > GAIN
-            if held and over is not None:
-                kept.append((over.value, technique))
-        return max(kept, key=lambda pair: pair[0])[1] if kept else None
+            if over is not None and (other is None or more is not None):
+                found[technique] = trial, over, more
+        return found
 
     def _line(self, step: str, trial: Trial, over: Trial, name: str, choices: int) -> Ratio | None:
         """The speedup of one Trial over another of its cell, as a line of the report."""
@@ -192,7 +239,7 @@ class _Search:
         return ratio
 
     def _measured(
-        self, work: Workload, techniques: Sequence[Technique], seed: int, beside: Technique | None = None
+        self, work: Workload, techniques: Sequence[Technique], seed: int, beside: Technique | None, budget: float
     ) -> dict[Technique, tuple[Trial, Trial, Trial | None]]:
         """For each technique its Trial, and those of eager and of `beside` in the same cell."""
         found: dict[Technique, tuple[Trial, Trial, Trial | None]] = {}
@@ -206,7 +253,7 @@ class _Search:
                 device=self.device,
                 dtype=self.dtype,
                 seed=seed,
-                budget=self.request.budget,
+                budget=budget,
                 processes=0,
             )
             self.found.trials += trials
@@ -266,37 +313,7 @@ class _Search:
             f"loss {before:.6g} before, {after:.6g} after: a rise of {rise:.2%}, {self.request.loss_budget:.2%} allowed",
         )
 
-    # -- confirming -------------------------------------------------------------------------------------------------------------
-
-    def _confirm(self, finalists: Sequence[Technique]) -> None:
-        """The winners again in a fresh cell, on values that no call has seen: the first that keeps the rule is chosen.
-
-        Here they stand inside what the caller gets, which asks before each call whether the stack may be used for it.
-        """
-        work = self._workload(unseen(self.inputs, seed=1))
-        ready = {technique: self.returned(technique, self.request) for technique in finalists}
-        best = finalists[-1] if len(finalists) > 1 else None
-        (first, mine), other = next(iter(ready.items())), ready[best] if best else None
-        trial, eager, beside = self._measured(work, [mine], seed=2, beside=other)[mine]
-        over = self._line("confirm", trial, eager, AS_PASSED, len(finalists))
-        held = over is not None and over.low > GAIN
-        if beside is not None and best is not None:
-            more = self._line("confirm", trial, beside, best.label, len(finalists))
-            held = held and more is not None and more.low > GAIN
-            if not held:
-                first, trial = best, beside
-                over = self._line("confirm", beside, eager, AS_PASSED, len(finalists))
-                held = over is not None and over.low > GAIN
-        if not held or over is None:
-            told = f"came to {_span(over)}" if over else f"failed ({trial.advice})"
-            self.found.reason = (
-                f"{first.label} won the search, but measured afresh on new values it {told}: {GAIN}x is asked for"
-            )
-            return
-        self.found.technique = first
-        self.found.reason = f"{first.label} is {_span(over)} as fast as the model as passed, measured afresh on new values"
-        exact = first.contract == "same" and not work.random
-        self.found.limit = 2 * float(trial.chosen["error_limit"]) if exact else None  # two results, each that near the oracle
+    # -- the reason ----------------------------------------------------------------------------------------------------------------
 
     def _why_none(self) -> str:
         ratios = [line for line in self.found.lines if line.ratio and line.over == AS_PASSED]
