@@ -48,7 +48,7 @@ def test_every_cell_is_recorded_once_a_process_first_processes_first(script):
     assert [job.process for job in found] == sorted(job.process for job in found)
     sizes = Counter((job.workload.name, tuple(job.params.items()), job.process) for job in found)
     assert set(sizes.values()) == {1}
-    assert len(found) == len(list(script.jobs("headline"))) + len(list(script.jobs("rest")))
+    assert len(found) == sum(len(list(script.jobs(part))) for part in ("headline", "few", "rest"))
     processes = Counter(job.cell for job in found)
     assert set(processes.values()) == {1, 6}
     assert len(processes) == len([job for job in found if job.process == 0])
