@@ -46,13 +46,19 @@ def drawn(mesh: Mesh, port: int = 0, title: str = "") -> go.Figure:
     if mesh.modes > LARGEST:
         raise ValueError(f"mesh has {mesh.modes} modes; at most {LARGEST} can be drawn")
     said = f"{mesh.scheme}, {mesh.modes} modes, {mesh.interferometers} interferometers in {len(mesh.columns)} columns; light enters at mode {port}"
-    note = "Simulated. Wider lines carry more light; a square is an interferometer, darker where it passes more of the light straight on."
+    note = "Simulated. Wider lines carry more light; a square is an interferometer, more strongly coloured where it passes more of the light straight on."
     figure = look.frame(title or "Light in a mesh", said, [""], [note], row_height=60 + 34 * mesh.modes)
     looks = _looks(mesh, port)
     for k, (mode, xs) in enumerate(_pieces(mesh)):
-        line = {"color": looks["line.color"][k], "width": looks["line.width"][k]}
+        line = {"color": look.colors().palette[0], "width": looks["line.width"][k]}
         figure.add_scatter(
-            x=xs, y=[mode] * len(xs), mode="lines", line=line, showlegend=False, hovertemplate=looks["hovertemplate"][k]
+            x=xs,
+            y=[mode] * len(xs),
+            mode="lines",
+            line=line,
+            opacity=looks["opacity"][k],
+            showlegend=False,
+            hovertemplate=looks["hovertemplate"][k],
         )
     places = [(at + 0.5, c.first + 2 * k + 0.5) for at, c in enumerate(mesh.columns) for k in range(len(c.indices))]
     figure.add_scatter(
@@ -94,13 +100,10 @@ def turned(mesh: Mesh, index: int, port: int = 0, steps: int = 24) -> go.Figure:
 
 def _looks(mesh: Mesh, port: int) -> dict[str, list]:
     """How each piece of waveguide is drawn."""
-    from kpt_lab import look
-
     light = powers(mesh, port)
     found = [float(light[at, mode]) for mode in range(mesh.modes) for at in range(len(mesh.columns) + 1)]
-    lit, dark = look.colors().palette[0], look.colors().same
     return {
-        "line.color": [lit if power > 1e-4 else dark for power in found],
+        "opacity": [1.0 if power > 1e-4 else 0.2 for power in found],  # no colour: a page in the dark has another one
         "line.width": [round(max(WIDEST * math.sqrt(power), 1.0), 2) for power in found],
         "hovertemplate": [f"power {power:.4f}" for power in found],
     }
