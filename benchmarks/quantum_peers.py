@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import kpt_lab as kpt
-from kpt_lab import timer
+from kpt_lab import ratios, timer
 from kpt_lab.core import Technique, Trials
 from kpt_lab.environment import environment
 from kpt_lab.frontier.quantum import simulators
@@ -191,6 +191,10 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    if asked.out and not asked.connector and asked.processes < ratios.MIN_PROCESSES:
+        parser.error(
+            f"--processes is {asked.processes}; what is written needs {ratios.MIN_PROCESSES}, whose interval is bounded"
+        )
     torch.set_num_threads(asked.threads)
     os.environ["OMP_NUM_THREADS"] = str(asked.threads)  # of the child processes
     rows, trials = [], Trials()

@@ -75,7 +75,7 @@ class HybridResult:
         return "\n".join(
             [
                 f"{device}, by exact states without noise and without shots.",
-                f"Replaced {len(names)} sublayers ({', '.join(names)}), {shape} each.",
+                f"Replaced {len(names)} sublayer{'s' * (len(names) != 1)} ({', '.join(names)}), {shape} each.",
                 f"Hybrid: loss {self.hybrid.loss:.6g}, {self.hybrid.trained} parameters, {self.hybrid.evaluations} evaluations.",
                 f"Baseline, without hybrid layers: loss {self.baseline.loss:.6g}, {self.baseline.trained} parameters, "
                 f"{self.baseline.evaluations} evaluations, the same optimiser ({settings['method']}).",
