@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from torch import Tensor
 from kpt_lab.core import Metric
 from kpt_lab.frontier.photonic import thermal
 from kpt_lab.frontier.photonic.energy import Constants, Counts, EnergyReport
-from kpt_lab.frontier.photonic.mesh import Mesh, Scheme, SVDMesh, _checked_scheme, part, svd
+from kpt_lab.frontier.photonic.mesh import Scheme, SVDMesh, _checked_scheme, part, svd
 from kpt_lab.frontier.photonic.noise import (
     Noise,
     PhaseError,
@@ -35,6 +34,7 @@ from kpt_lab.frontier.photonic.noise import (
     received_bits,
     shot_bits,
 )
+from kpt_lab.frontier.photonic.product import Program, StraightThrough, check
 
 OPTICAL_POWER = 1e-3  # W of light launched on each wavelength, the default: what a small laser line gives
 SYMBOL_RATE = 1e9  # input vectors per second, the default
@@ -42,26 +42,6 @@ SYMBOL_RATE = 1e9  # input vectors per second, the default
 
 class PrecisionWarning(UserWarning):
     """More bits were asked for than the light can carry; the message says how many photons they need."""
-
-
-@dataclass(frozen=True)
-class Program:
-    """A matrix (..., k, n) as it stands in the cores: meshes batched over (..., tiles of k, tiles of n).
-
-    plus and minus realise the square roots of the positive and of the negative weights of W = tile transposed / scale.
-    `full_scale` (..., tiles, tiles) is the largest reading that a core can give: the range of its ADCs.
-    """
-
-    plus: SVDMesh
-    minus: SVDMesh
-    scale: Tensor
-    full_scale: Tensor
-    shape: tuple[int, int]
-
-    @property
-    def meshes(self) -> tuple[Mesh, ...]:
-        """All four: left and right of plus, left and right of minus."""
-        return self.plus.left, self.plus.right, self.minus.left, self.minus.right
 
 
 class PhotonicAccelerator:
@@ -172,11 +152,11 @@ class PhotonicAccelerator:
         Computed through the meshes in double precision. Gradients are those of the ideal product (straight-through for noise
         and converters). ValueError for anything but two floating point tensors of one dtype and device that fit together.
         """
-        _check(a, b)
+        check(a, b)
         left, right = a[None] if a.dim() == 1 else a, b[:, None] if b.dim() == 1 else b
         with torch.no_grad():
             reading = self.run(left, self.program(right))
-        result = _StraightThrough.apply(left, right, reading.to(a.dtype))
+        result = StraightThrough.apply(left, right, reading.to(a.dtype))
         if a.dim() == 1:
             result = result.squeeze(-2)
         return result.squeeze(-1) if b.dim() == 1 else result
@@ -308,38 +288,3 @@ class PhotonicAccelerator:
             shifters=sum(phases.numel() for mesh in program.meshes for phases in (mesh.theta, mesh.phi, mesh.output)),
         )
         self.total = self.total + self.last
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The physical reading forward, the ideal product's gradients backward."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, reading: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
-        return reading
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        a, b = ctx.saved_tensors
-        return (gradient @ b.mT).sum_to_size(a.shape), (a.mT @ gradient).sum_to_size(b.shape), None
-
-
-def _check(a: Tensor, b: Tensor) -> None:
-    for name, value in (("a", a), ("b", b)):
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name} is {type(value).__name__}; a floating point tensor is needed")
-        if not value.is_floating_point():
-            raise ValueError(f"{name} is {value.dtype}; floating point is needed")
-        if not value.dim() or not value.numel():
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; at least one dimension and one element are needed")
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{name} holds NaN or infinity, which no optical power can represent")
-    if a.dtype != b.dtype or a.device != b.device:
-        raise ValueError(f"a is {a.dtype} on {a.device} and b is {b.dtype} on {b.device}; both must be the same")
-    inner = b.shape[0] if b.dim() == 1 else b.shape[-2]
-    try:
-        torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    except RuntimeError:
-        inner = -1
-    if a.shape[-1] != inner:
-        raise ValueError(f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}, which don't fit for a matrix product")
