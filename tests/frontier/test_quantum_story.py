@@ -96,3 +96,18 @@ def test_recorded_memory_does_not_grow_with_depth() -> None:
     assert (MEMORY["qubits"], MEMORY["batch"], [row["depth"] for row in MEMORY["depths"]]) == (16, 32, [10, 1000])
     peaks = [row["peak_bytes"] for row in MEMORY["depths"]]
     assert max(peaks) <= 1.1 * min(peaks)
+
+
+def test_recorded_peers_follow_from_their_trials() -> None:
+    path = ROOT / "benchmarks/recorded/quantum_peers.cpu.json"
+    if not path.is_file():
+        pytest.skip("not recorded yet: benchmarks/quantum_peers.py")
+    peers = json.loads(path.read_text(encoding="utf-8"))
+    trials = kpt.load(path.with_suffix(".jsonl"))
+    assert [row["qubits"] for row in peers["default.qubit"]] == [6, 8, 10]
+    for row in peers["default.qubit"]:
+        peer, ours = (trials.where(label=label, qubits=row["qubits"]) for label in ("PennyLane default.qubit", "adjoint"))
+        ratio = kpt.compare(peer, ours, "simulation_time")
+        assert (row["ratio"], row["low"], row["high"]) == pytest.approx((ratio.value, ratio.low, ratio.high))
+    for row in [*peers["default.qubit"], *peers.get("connector", ())]:
+        assert row["low"] >= row["bar"]
