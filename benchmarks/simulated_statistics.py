@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from kpt_lab import stats
 
 SPREADS = (0.02, 0.05, 0.08)
 FACTORS = (1.0, 1.01, 1 / 1.05)  # true speedups: none, one inside the margin, a slowdown by 5%
+EARLY = (8, 10, 12, 16, 20, 25, 29)  # blocks after which a budget may end a run, before the first of its looks
 MILD, STRONG = (0.0, 0.15, 0.3), (0.6, 0.9)  # residual autocorrelations
 
 
@@ -57,27 +58,27 @@ def simulate(
     return times[0], times[1]
 
 
-def look(baseline: np.ndarray, technique: np.ndarray) -> tuple[int, float, float, float, str]:
+def look(baseline: np.ndarray, technique: np.ndarray, looks: Sequence[int]) -> tuple[int, float, float, float, str]:
     """What a sequential comparison reports: blocks used, median, low, high and verdict of the look at which it stops."""
-    for blocks in stats.LOOKS:
+    for blocks in looks:
         median, low, high, verdict = stats.sequential_verdict(baseline[:blocks], technique[:blocks])
         if verdict != "UNCLEAR":
             break
     return blocks, median, low, high, verdict
 
 
-def sequential_rows(rng: np.random.Generator, runs: int) -> Iterator[dict]:
+def sequential_rows(rng: np.random.Generator, runs: int, looks: Sequence[int], kind: str) -> Iterator[dict]:
     """One row per spread, autocorrelation and true speedup: verdicts, blocks and coverage of the sequential protocol."""
     for spread in SPREADS:
         for correlation in MILD + STRONG:
             for speedup in FACTORS:
-                pairs = simulate(rng, runs, stats.LOOKS[-1], spread, correlation, speedup)
-                found = [look(*pair) for pair in zip(*pairs, strict=True)]
+                pairs = simulate(rng, runs, looks[-1], spread, correlation, speedup)
+                found = [look(*pair, looks) for pair in zip(*pairs, strict=True)]
                 verdicts = [verdict for *_, verdict in found]
                 called = [verdict in ("FASTER", "SLOWER") for verdict in verdicts]
                 covered = [low <= speedup <= high for _, _, low, high, _ in found]
                 yield {
-                    "kind": "sequential",
+                    "kind": kind,
                     "spread": spread,
                     "autocorrelation": correlation,
                     "speedup": round(speedup, 4),
@@ -118,6 +119,8 @@ def fixed_rows(rng: np.random.Generator, runs: int) -> Iterator[dict]:
 def bars(rows: list[dict]) -> list[dict]:
     """The worst row of each bar, and whether it holds."""
     sequential = [row for row in rows if row["kind"] == "sequential"]
+    early = [row for row in rows if row["kind"] not in ("sequential", "fixed")]
+    chance = [row for row in early if row["speedup"] == 1 and row["autocorrelation"] in MILD]
     alike = [row for row in sequential if row["speedup"] == 1 and row["autocorrelation"] in MILD]
     slower = [row for row in sequential if row["speedup"] < 1 and row["autocorrelation"] in MILD]
     mild = [row for row in rows if row["autocorrelation"] in MILD]
@@ -130,6 +133,30 @@ def bars(rows: list[dict]) -> list[dict]:
         ("coverage of the sequential interval, autocorrelation <= 0.3", least(mild, "sequential", "covered"), ">=", 0.94),
         ("covered or unbounded, fixed, 0.6 and 0.9", least(strong, "fixed", "covered"), ">=", 0.9),
         ("covered or UNCLEAR, sequential, 0.6 and 0.9", least(strong, "sequential", "covered_or_unclear"), ">=", 0.9),
+        (
+            "ended early: A/A called FASTER or SLOWER, of the first 200",
+            max(row["called_first_200"] for row in chance),
+            "<=",
+            15,
+        ),
+        (
+            "ended early: A/A called so, median beyond 2%, of the first 1000",
+            max(row["beyond_margin_first_1000"] for row in chance),
+            "<=",
+            0,
+        ),
+        (
+            "ended early: covered, autocorrelation <= 0.3",
+            min(row["covered"] for row in early if row["autocorrelation"] in MILD),
+            ">=",
+            0.94,
+        ),
+        (
+            "ended early: covered or UNCLEAR, 0.6 and 0.9",
+            min(row["covered_or_unclear"] for row in early if row["autocorrelation"] in STRONG),
+            ">=",
+            0.9,
+        ),
     ]
     return [
         {
@@ -165,7 +192,9 @@ def main() -> int:
     if options.runs < 1:
         parser.error(f"--runs is {options.runs}; accepted are whole numbers from 1")
     rng = np.random.default_rng(options.seed)
-    fixed, sequential = list(fixed_rows(rng, options.runs)), list(sequential_rows(rng, options.runs))
+    fixed, sequential = list(fixed_rows(rng, options.runs)), list(sequential_rows(rng, options.runs, stats.LOOKS, "sequential"))
+    for blocks in EARLY:
+        sequential += sequential_rows(rng, options.runs, (blocks,), f"ended after {blocks}")
     found = bars(fixed + sequential)
     for table in (fixed, sequential, found):
         print_table(table)

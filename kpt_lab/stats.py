@@ -247,6 +247,14 @@ def verdict(low: float, high: float, margin: float = MARGIN) -> Verdict:
     return "SLOWER" if high < 1 else "UNCLEAR"
 
 
+def _student_ratio(logs: np.ndarray, level: float, dependence: _Dependence) -> tuple[float, float]:
+    """Student's t interval of independent blocks, for a level that the ranks of so few can't reach; a timing spike makes it wide."""
+    n = len(logs)
+    centre, spread = median(logs.tolist()), float(logs.std(ddof=1)) * math.sqrt(dependence.time / n)
+    half = min(_student_quantile(n - 1, level) * spread, 700.0)
+    return math.exp(centre - half), math.exp(centre + half)
+
+
 def sequential_verdict(
     numerators: Values, denominators: Values, level: float = LOOK_LEVEL
 ) -> tuple[float, float, float, Verdict]:
@@ -257,16 +265,20 @@ def sequential_verdict(
     wider interval is returned, so that interval and verdict always agree. A median within MARGIN is claimed as no difference
     either, its interval being widened to 1: copies of one function in one process differ by as much, from where their memory
     lies, and only restarts tell that from a real difference. It keeps noisy early looks from announcing large
-    differences that are not there, and costs true ones few blocks.
+    differences that are not there, and costs true ones few blocks. Below some 20 blocks, where a budget ended the run before the
+    first look, no ranks reach that level: there Student's t interval of the log ratios must exclude 1.
     """
     _check_level(level)
     logs = _log_ratios(numerators, denominators)
     dependence = _dependence(logs)
     median, low, high = _ratio(logs, level, dependence)
     if not low <= 1 <= high and abs(median - 1) > MARGIN:
-        _, wide_low, wide_high = _ratio(logs, 1 - _CLAIM * (1 - level), dependence)
+        strict = 1 - _CLAIM * (1 - level)
+        _, wide_low, wide_high = _ratio(logs, strict, dependence)
+        if math.isinf(wide_high) and not dependence.batched:
+            wide_low, wide_high = _student_ratio(logs, strict, dependence)
         if wide_low <= 1 <= wide_high:
-            low, high = wide_low, wide_high
+            low, high = min(low, wide_low), max(high, wide_high)
     if abs(median - 1) <= MARGIN and verdict(low, high) in ("FASTER", "SLOWER"):
         low, high = min(low, 1.0), max(high, 1.0)
     return median, low, high, verdict(low, high)

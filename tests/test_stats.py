@@ -259,6 +259,23 @@ def test_sequential_interval_and_verdict_agree(pairs: list[tuple[float, float]])
     assert high >= plain[2]
 
 
+def test_a_run_that_ended_early_is_judged_by_students_t() -> None:
+    """Twelve blocks have no ranks for the level of a claim; if they agree closely the difference is told, with a spike it is not."""
+    noise = np.random.default_rng(0).normal(0, 0.002, 12)
+    median, low, high, verdict = stats.sequential_verdict(1.5 * np.exp(noise), np.ones(12))
+    assert verdict == "FASTER"
+    assert (low, high) == stats.ratio_interval(1.5 * np.exp(noise), np.ones(12), stats.LOOK_LEVEL)[1:]
+    spiked = 1.5 * np.exp(noise)
+    spiked[4] = 0.03
+    _, low, high, verdict = stats.sequential_verdict(spiked, np.ones(12))
+    assert (verdict, math.isfinite(high)) == ("UNCLEAR", True)
+    # the interval is SciPy's: 99.999% of a t with 11 degrees of freedom
+    logs = np.log(1.5) + 4 * noise
+    shown = stats._student_ratio(logs, 0.99999, stats._dependence(logs))
+    half = scipy_stats.t.ppf(1 - 0.5e-5, 11) * logs.std(ddof=1) / math.sqrt(12) * math.sqrt(stats._dependence(logs).time)
+    assert shown == pytest.approx((np.exp(np.median(logs) - half), np.exp(np.median(logs) + half)), rel=1e-6)
+
+
 # -- many processes, many cells -------------------------------------------------------------------------------------------------
 
 
