@@ -2,7 +2,8 @@
 
 Two techniques timed in the same randomised blocks share the machine's drift, so it cancels in the ratio of each block,
 and the exact order-statistic interval of the median ratio holds for any noise distribution, as long as blocks are
-independent. Where they are not, the interval widens, moves to batch medians, or becomes unbounded (verdict UNCLEAR).
+independent. Where they are not, the interval widens, moves to batch medians, or becomes unbounded (verdict UNCLEAR). Where they
+are too few for either, it is Student's, of as many blocks as count as independent.
 `benchmarks/simulated_statistics.py` measures how well all this holds.
 """
 
@@ -33,6 +34,7 @@ _BATCHED_BLOCKS = 100  # batch medians need at least this many blocks
 _BATCHES = (8, 16)  # fewest and most batches
 _BATCH_BLOCKS = 12  # fewest blocks in a batch
 _BATCH_TIMES = 5  # a batch is at least this many autocorrelation times long
+_STUDENT_BLOCKS = 8  # below, how far blocks depend on one another can't be told
 _CLAIM = 1e-3  # share of a look's error level that a claim beyond the margin may use, see sequential_verdict
 
 Values = Sequence[float] | np.ndarray
@@ -195,7 +197,27 @@ def _batch_interval(logs: np.ndarray, level: float, time: float) -> tuple[float,
     return centre - half, centre + half
 
 
+def _student_interval(logs: np.ndarray, level: float, time: float) -> tuple[float, float]:
+    """Student's t interval of as many values as blocks count as independent: for blocks too few for ranks or batches.
+
+    A timing spike makes it wide. Unbounded below _STUDENT_BLOCKS blocks, where they count as fewer than two, and where they are
+    enough for batches, which then have refused.
+    """
+    n = len(logs)
+    effective = n / time
+    if not _STUDENT_BLOCKS <= n < _BATCHED_BLOCKS or effective < 2:
+        return -math.inf, math.inf
+    half = _student_quantile(math.floor(effective) - 1, level) * float(logs.std(ddof=1)) / math.sqrt(effective)
+    half, centre = min(half, 300.0), median(logs.tolist())
+    return centre - half, centre + half
+
+
 def _log_interval(logs: np.ndarray, level: float, dependence: _Dependence) -> tuple[float, float]:
+    low, high = _rank_interval(logs, level, dependence)
+    return (low, high) if math.isfinite(high) else _student_interval(logs, level, dependence.time)
+
+
+def _rank_interval(logs: np.ndarray, level: float, dependence: _Dependence) -> tuple[float, float]:
     if dependence.batched:
         return _batch_interval(logs, level, dependence.time)
     n = len(logs)
@@ -226,8 +248,9 @@ def ratio_interval(numerators: Values, denominators: Values, level: float = 0.95
 
     Both are positive and in the order in which the blocks ran. Returns (median, low, high). Independent blocks get the exact
     order-statistic interval, widened a little where the blocks seem correlated. Where the lag-1 autocorrelation of the log
-    ratios exceeds 0.2, or slower drift shows, the interval is that of batch medians; fewer than 100 blocks, or fewer than 8
-    batches of five autocorrelation times, give the unbounded (median, 0, inf), whose verdict is UNCLEAR.
+    ratios exceeds 0.2, or slower drift shows, the interval is that of batch medians, of at least 8 batches of five
+    autocorrelation times. From 8 to 99 blocks that are too few for these it is Student's t interval of the log ratios. What
+    is left is the unbounded (median, 0, inf), whose verdict is UNCLEAR.
     """
     _check_level(level)
     logs = _log_ratios(numerators, denominators)
@@ -247,14 +270,6 @@ def verdict(low: float, high: float, margin: float = MARGIN) -> Verdict:
     return "SLOWER" if high < 1 else "UNCLEAR"
 
 
-def _student_ratio(logs: np.ndarray, level: float, dependence: _Dependence) -> tuple[float, float]:
-    """Student's t interval of independent blocks, for a level that the ranks of so few can't reach; a timing spike makes it wide."""
-    n = len(logs)
-    centre, spread = median(logs.tolist()), float(logs.std(ddof=1)) * math.sqrt(dependence.time / n)
-    half = min(_student_quantile(n - 1, level) * spread, 700.0)
-    return math.exp(centre - half), math.exp(centre + half)
-
-
 def sequential_verdict(
     numerators: Values, denominators: Values, level: float = LOOK_LEVEL
 ) -> tuple[float, float, float, Verdict]:
@@ -266,17 +281,14 @@ def sequential_verdict(
     either, its interval being widened to 1: copies of one function in one process differ by as much, from where their memory
     lies, and only restarts tell that from a real difference. It keeps noisy early looks from announcing large
     differences that are not there, and costs true ones few blocks. Below some 20 blocks, where a budget ended the run before the
-    first look, no ranks reach that level: there Student's t interval of the log ratios must exclude 1.
+    first look, no ranks reach that level, and Student's interval must exclude 1.
     """
     _check_level(level)
     logs = _log_ratios(numerators, denominators)
     dependence = _dependence(logs)
     median, low, high = _ratio(logs, level, dependence)
     if not low <= 1 <= high and abs(median - 1) > MARGIN:
-        strict = 1 - _CLAIM * (1 - level)
-        _, wide_low, wide_high = _ratio(logs, strict, dependence)
-        if math.isinf(wide_high) and not dependence.batched:
-            wide_low, wide_high = _student_ratio(logs, strict, dependence)
+        _, wide_low, wide_high = _ratio(logs, 1 - _CLAIM * (1 - level), dependence)
         if wide_low <= 1 <= wide_high:
             low, high = min(low, wide_low), max(high, wide_high)
     if abs(median - 1) <= MARGIN and verdict(low, high) in ("FASTER", "SLOWER"):

@@ -261,19 +261,26 @@ def test_sequential_interval_and_verdict_agree(pairs: list[tuple[float, float]])
 
 def test_a_run_that_ended_early_is_judged_by_students_t() -> None:
     """Twelve blocks have no ranks for the level of a claim; if they agree closely the difference is told, with a spike it is not."""
-    noise = np.random.default_rng(0).normal(0, 0.002, 12)
-    median, low, high, verdict = stats.sequential_verdict(1.5 * np.exp(noise), np.ones(12))
+    times = 1.5 * np.exp(np.random.default_rng(1).normal(0, 0.002, 12))
+    _, low, high, verdict = stats.sequential_verdict(times, np.ones(12))
     assert verdict == "FASTER"
-    assert (low, high) == stats.ratio_interval(1.5 * np.exp(noise), np.ones(12), stats.LOOK_LEVEL)[1:]
-    spiked = 1.5 * np.exp(noise)
-    spiked[4] = 0.03
-    _, low, high, verdict = stats.sequential_verdict(spiked, np.ones(12))
+    assert (low, high) == stats.ratio_interval(times, np.ones(12), stats.LOOK_LEVEL)[1:]
+    times[4] = 0.03
+    _, low, high, verdict = stats.sequential_verdict(times, np.ones(12))
     assert (verdict, math.isfinite(high)) == ("UNCLEAR", True)
-    # the interval is SciPy's: 99.999% of a t with 11 degrees of freedom
-    logs = np.log(1.5) + 4 * noise
-    shown = stats._student_ratio(logs, 0.99999, stats._dependence(logs))
-    half = scipy_stats.t.ppf(1 - 0.5e-5, 11) * logs.std(ddof=1) / math.sqrt(12) * math.sqrt(stats._dependence(logs).time)
-    assert shown == pytest.approx((np.exp(np.median(logs) - half), np.exp(np.median(logs) + half)), rel=1e-6)
+
+
+def test_students_interval_is_that_of_as_many_blocks_as_are_independent() -> None:
+    logs = np.random.default_rng(3).normal(0.4, 0.01, 40)
+    for time in (1.0, 3.3, 11.0):
+        count = 40 / time
+        half = scipy_stats.t.ppf(0.995, math.floor(count) - 1) * logs.std(ddof=1) / math.sqrt(count)
+        middle = float(np.median(logs))
+        assert stats._student_interval(logs, 0.99, time) == pytest.approx((middle - half, middle + half), rel=1e-9)
+    unbounded = (-math.inf, math.inf)
+    assert stats._student_interval(logs, 0.99, 21.0) == unbounded  # fewer than two
+    assert stats._student_interval(logs[:7], 0.99, 1.0) == unbounded
+    assert stats._student_interval(np.tile(logs, 3), 0.99, 1.0) == unbounded  # enough for batches
 
 
 # -- many processes, many cells -------------------------------------------------------------------------------------------------
