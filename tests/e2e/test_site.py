@@ -149,6 +149,8 @@ KINDS = (
     "notebooks/phase1/02_memory_bound_ops.html",
     "notebooks/phase1/03_can_you_guess_the_speedup.html",
     "notebooks/phase2/01_fp8_formats.html",
+    "notebooks/phase3/04_convert_a_transformer.html",
+    "notebooks/phase3/07_how_many_bits.html",
     "results.html",
     "claims.html",
     "howto/add-a-technique.html",
