@@ -34,6 +34,7 @@ _BATCHED_BLOCKS = 100  # batch medians need at least this many blocks
 _BATCHES = (8, 16)  # fewest and most batches
 _BATCH_BLOCKS = 12  # fewest blocks in a batch
 _BATCH_TIMES = 5  # a batch is at least this many autocorrelation times long
+_INDEPENDENT = 4  # fewer degrees of freedom make an interval that says nothing
 _STUDENT_BLOCKS = 8  # below, how far blocks depend on one another can't be told
 _CLAIM = 1e-3  # share of a look's error level that a claim beyond the margin may use, see sequential_verdict
 
@@ -200,12 +201,12 @@ def _batch_interval(logs: np.ndarray, level: float, time: float) -> tuple[float,
 def _student_interval(logs: np.ndarray, level: float, time: float) -> tuple[float, float]:
     """Student's t interval of as many values as blocks count as independent: for blocks too few for ranks or batches.
 
-    A timing spike makes it wide. Unbounded below _STUDENT_BLOCKS blocks, where they count as fewer than two, and where they are
-    enough for batches, which then have refused.
+    A timing spike makes it wide. Unbounded below _STUDENT_BLOCKS blocks, where they count as fewer than _INDEPENDENT, and where
+    they are enough for batches, which then have refused.
     """
     n = len(logs)
     effective = n / time
-    if not _STUDENT_BLOCKS <= n < _BATCHED_BLOCKS or effective < 2:
+    if not _STUDENT_BLOCKS <= n < _BATCHED_BLOCKS or effective < _INDEPENDENT:
         return -math.inf, math.inf
     half = _student_quantile(math.floor(effective) - 1, level) * float(logs.std(ddof=1)) / math.sqrt(effective)
     half, centre = min(half, 300.0), median(logs.tolist())

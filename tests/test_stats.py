@@ -272,13 +272,13 @@ def test_a_run_that_ended_early_is_judged_by_students_t() -> None:
 
 def test_students_interval_is_that_of_as_many_blocks_as_are_independent() -> None:
     logs = np.random.default_rng(3).normal(0.4, 0.01, 40)
-    for time in (1.0, 3.3, 11.0):
+    for time in (1.0, 3.3, 9.9):
         count = 40 / time
         half = scipy_stats.t.ppf(0.995, math.floor(count) - 1) * logs.std(ddof=1) / math.sqrt(count)
         middle = float(np.median(logs))
         assert stats._student_interval(logs, 0.99, time) == pytest.approx((middle - half, middle + half), rel=1e-9)
     unbounded = (-math.inf, math.inf)
-    assert stats._student_interval(logs, 0.99, 21.0) == unbounded  # fewer than two
+    assert stats._student_interval(logs, 0.99, 10.1) == unbounded  # fewer than four
     assert stats._student_interval(logs[:7], 0.99, 1.0) == unbounded
     assert stats._student_interval(np.tile(logs, 3), 0.99, 1.0) == unbounded  # enough for batches
 
