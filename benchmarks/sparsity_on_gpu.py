@@ -20,7 +20,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from kpt_lab import ratios, records
 from kpt_lab.core import Recording, Trials
+from kpt_lab.environment import environment
 from kpt_lab.isolate import run_jobs
 from kpt_lab.measure import job_for
 from kpt_lab.precision.casts import cast
@@ -163,6 +164,11 @@ def jobs(part: str) -> Iterator[Job]:
         yield from (replace(job, process=process) for recording, job in cells if process < recording.processes)
 
 
+def place(workload: str, params: Mapping[str, Any], process: int) -> tuple[Any, ...]:
+    """What tells one cell of one process from the others."""
+    return workload, tuple(sorted(params.items())), process
+
+
 def part_of(recording: Recording) -> str:
     """headline: in six processes; few: few tokens, and the most, where the layer must choose well; rest: what is nice to have."""
     if recording.processes > 1:
@@ -180,8 +186,11 @@ def recorded_cells(recording: Recording) -> Iterator[Job]:
 
 
 def record(file: Path, part: str, seconds: float) -> None:
-    """Measure the record grid into `file` until done or out of time."""
-    todo = list(jobs(part))
+    """Measure what `file` lacks of the record grid on this very machine, until done or out of time."""
+    here = environment(DEVICE)["host"]
+    known = records.load(file) if file.exists() else ()
+    done_before = {place(t.workload, t.params, t.process) for t in known if t.host == here}
+    todo = [job for job in jobs(part) if place(job.workload.name, job.params, job.process) not in done_before]
     ended = threading.Event()
     timer = threading.Timer(seconds, ended.set)
     timer.daemon = True

@@ -73,3 +73,24 @@ def test_the_summary_takes_the_best_dense_and_the_worst_dispatch(script, tmp_pat
     told = capsys.readouterr().out
     assert "sparsity.layer.forward 2:4 bf16: 2.000x over 2 cells, lowest 2.000x" in told
     assert "dispatch bf16, sparsity.layer.forward: 0.960x at forward 16 x 64 -> 96" in told
+
+
+def test_a_record_goes_on_where_it_stopped(script, tmp_path, monkeypatch):
+    """What the file holds of this machine is not measured again; what it holds of another is."""
+    asked, file = [], tmp_path / "layer.jsonl"
+    todo = list(script.jobs("headline"))
+
+    def trial(job, host):
+        metric = {"time": Metric(1e-6, "s", "measured")}
+        return Trial(
+            job.workload.name, layer.dense.name, job.params, device="cpu", dtype="bfloat16", metrics=metric, cell=job.cell,
+            process=job.process, samples={"time": (1000,) * 8}, env={"host": host},
+        )  # fmt: skip
+
+    records.record(Trials([trial(todo[0], script.environment("cpu")["host"]), trial(todo[1], "elsewhere")]), file)
+    monkeypatch.setattr(script, "run_jobs", lambda jobs, **options: asked.extend(jobs))
+    script.record(file, "headline", 60.0)
+    assert len(asked) == len(todo) - 1
+    assert script.place(todo[0].workload.name, todo[0].params, 0) not in {
+        script.place(j.workload.name, j.params, j.process) for j in asked
+    }
