@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from kpt_lab import panels
 from kpt_lab.conditions import bound_of, ceilings, command, device_name, elsewhere, fits_cache, number, where, work_of
-from kpt_lab.core import Incomparable, Metric, Provenance, Status, Trial, Trials, Verdict
+from kpt_lab.core import Incomparable, Metric, Provenance, Ratio, Status, Trial, Trials, Verdict
 from kpt_lab.pieces import Kept, Piece, labels_of, overs_of, pieces_of
 from kpt_lab.ratios import COPY, Speedup, compare, speedup
 
@@ -223,8 +223,9 @@ class _Book:
         ratio = found.ratio
         over = found.over[0].label if found.over else ""
         column["value"].append(number(ratio.value if ratio else None))
-        column["low"].append(number(ratio.low if ratio else None))
-        column["high"].append(number(ratio.high if ratio else None))
+        low, high = ends(ratio) if ratio else (None, None)
+        column["low"].append(low)
+        column["high"].append(high)
         column["verdict"].append(VERDICTS.index(ratio.verdict) if ratio else -1)
         column["over"].append(self.labels.get(over, -1))
         column["reason"].append(self.texts(ratio.note if ratio else found.reason))
@@ -258,6 +259,15 @@ _CELL = (
 )  # fmt: skip
 _ROW = ("cell", "technique", "status", "advice", "processes", "blocks", "contract", "stale", "unknown", "baseline")
 _RATIO = ("value", "low", "high", "verdict", "over", "reason")
+
+
+def ends(ratio: Ratio) -> tuple[float | int | None, float | int | None]:
+    """An interval's ends around the value as `number` gives it, at 4 digits where they lie so far apart that no more are read."""
+    value, digits = number(ratio.value), 4 if ratio.high - ratio.low > 0.01 * ratio.value else 5
+    low, high = number(ratio.low, digits), number(ratio.high, digits)
+    if value is None:
+        return low, high
+    return low if low is None else min(low, value), high if high is None else max(high, value)
 
 
 def _copy_ratio(piece: Piece, base: Trials) -> float | None:

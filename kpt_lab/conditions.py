@@ -14,11 +14,11 @@ from kpt_lab.hardware import targets
 from kpt_lab.ratios import COPY, Cell
 
 
-def number(value: float | None) -> float | int | None:
+def number(value: float | None, digits: int = 5) -> float | int | None:
     """The number at 5 significant digits, whole ones as int, or None where it is missing or not finite: JSON has no NaN."""
     if value is None or not math.isfinite(value):
         return None
-    rounded = float(f"{value:.5g}")
+    rounded = float(f"{value:.{digits}g}")
     return int(rounded) if abs(rounded) < 2**53 and rounded == int(rounded) else rounded
 
 

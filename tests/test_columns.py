@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import kpt_lab as kpt
 from kpt_lab import cli, ratios
 from kpt_lab.asked import of_module
-from kpt_lab.columns import STALE, UNKNOWN, columns
+from kpt_lab.columns import STALE, UNKNOWN, columns, ends
 from kpt_lab.conditions import number
 from kpt_lab.core import Metric, Trial, Trials
 from kpt_lab.environment import environment
@@ -151,7 +151,12 @@ def check_ratios(trials, data):
                 assert found["verdict"][i] == -1
                 assert said(data, found["reason"][i]) == s.reason
             else:
-                assert numbers == [number(s.ratio.value), number(s.ratio.low), number(s.ratio.high)]
+                assert numbers == [number(s.ratio.value), *ends(s.ratio)]
+                assert all(
+                    b is None or b == pytest.approx(a, rel=5.1e-4)
+                    for a, b in zip((s.ratio.low, s.ratio.high), numbers[1:], strict=True)
+                )
+                assert numbers[1] <= numbers[0] <= (numbers[2] or math.inf)
                 assert data["verdicts"][found["verdict"][i]] == s.ratio.verdict
                 assert data["techniques"][found["over"][i]] == s.over[0].label
                 assert said(data, found["reason"][i]) == s.ratio.note
