@@ -24,6 +24,7 @@ OF_CELL = ("bound", "noise_floor", "copy_time")
 STALE = "The code of this technique, of its workload or of the measuring changed after this was recorded: record it again."
 UNKNOWN = "The code that was measured can't be found here, so whether it changed since is unknown."
 LIMIT = "At most this, if nothing is faster than the bound"
+BEYOND = "; a technique of other arithmetic has a bound of its own, and may pass it"
 OWN = "If both ran at the bounds of their own arithmetic; modelled"
 CACHED = "; this work may stay in a cache, and then the bound can be beaten"
 VERDICTS: tuple[str, ...] = get_args(Verdict)
@@ -237,7 +238,9 @@ class _Book:
         value, text = None, ""
         if bound and bound.value > 0 and times and len(times) == len(base):
             value = median(times) / bound.value
-            text = f"{LIMIT} ({bound.provenance}: {bound.source})" + CACHED * fits_cache(piece.cell.target, piece.trials)
+            own = [t.metrics["bound"].value for t in piece.trials if t.label != COPY and "bound" in t.metrics]
+            text = f"{LIMIT} ({bound.provenance}: {bound.source})" + BEYOND * (min(own, default=math.inf) < 0.999 * bound.value)
+            text += CACHED * fits_cache(piece.cell.target, piece.trials)
         column["value"].append(number(value))
         column["text"].append(self.texts(text))
         column["copy"].append(number(_copy_ratio(piece, base)))

@@ -287,6 +287,9 @@ def test_a_technique_with_other_arithmetic_has_a_bound_and_a_modelled_prediction
     assert rows["metrics"]["bound"]["value"] == [None, number(half.value)]
     assert rows["predicted"]["eager"]["value"] == [None, number(kpt.compare(trial("eager"), ours, "bound").value)] == [None, 2]
     assert "modelled" in said(data, rows["predicted"]["eager"]["text"][1])
+    assert "other arithmetic has a bound of its own, and may pass it" in said(data, cells["predicted"]["eager"]["text"][0])
+    alone = columns(PAIR)
+    assert "other arithmetic" not in said(alone, opened(alone)[0]["predicted"]["eager"]["text"][0])
 
 
 def test_modelled_and_quoted_trials_have_rows_without_a_machine():
