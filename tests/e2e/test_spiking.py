@@ -174,6 +174,7 @@ def test_networks_inputs_and_windows_can_be_chosen(show: Callable[..., View]) ->
     assert "24 of 30 neurons" in view.root.locator(".kpt-raster-stage").inner_html()
     view.root.locator("summary").click()
     rows = view.root.locator("details tbody tr")
+    rows.nth(2).wait_for()  # they are drawn when the browser tells that the details are open
     assert rows.count() == 3
     assert rows.first.locator("td").all_text_contents()[:2] == ["1", "6"]
 
