@@ -73,10 +73,11 @@ def watch(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[...
 
 @pytest.fixture(scope="session")
 def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """One JupyterLab for all tests, on a copy of notebooks/."""
+    """One JupyterLab for all tests, on a copy of notebooks/ and of what they read."""
     folder, port = tmp_path_factory.mktemp("lab"), free_port()
     root = folder / "root"
     shutil.copytree(ROOT / "notebooks", root, ignore=shutil.ignore_patterns("live", ".ipynb_checkpoints", "__pycache__"))
+    shutil.copytree(ROOT / "benchmarks/recorded", folder / "benchmarks/recorded")  # which notebooks read, two folders up
     log = folder / "server.log"
     with log.open("wb") as out:
         command, settings = lab_command(root, port), lab_environment(folder)
