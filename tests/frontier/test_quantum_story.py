@@ -100,8 +100,6 @@ def test_recorded_memory_does_not_grow_with_depth() -> None:
 
 def test_recorded_peers_follow_from_their_trials() -> None:
     path = ROOT / "benchmarks/recorded/quantum_peers.cpu.json"
-    if not path.is_file():
-        pytest.skip("not recorded yet: benchmarks/quantum_peers.py")
     peers = json.loads(path.read_text(encoding="utf-8"))
     trials = kpt.load(path.with_suffix(".jsonl"))
     assert [row["qubits"] for row in peers["default.qubit"]] == [6, 8, 10]

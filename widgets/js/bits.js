@@ -145,50 +145,14 @@ function bitsControls(table, full, change) {
 
 /** The bits view in `root`. */
 function bits(root, data, state = {}, onState = () => {}, sharing = null) {
-  let table = data;
-  let chosen = { ...state };
-  const controls = board("kpt-bits-controls");
-  const told = node("p", { class: "kpt-formula", role: "status" });
-  const keys = node("p", { class: "kpt-bit-legend" });
-  const stage = node("div", { class: "kpt-bits-stage" });
-  const facts = node("div", { class: "kpt-map-place" });
-  const source = node("p", { class: "kpt-source" });
-  const view = node("div", {}, controls.element, told, keys, stage, facts, source, shareRow(sharing, () => chosen));
-  root.append(view);
-
-  function change(patch) {
-    chosen = { ...bitsState(table, chosen), ...patch };
-    draw();
-    onState({ ...chosen });
-  }
-
-  function draw() {
-    const full = bitsState(table, chosen);
-    controls.show(bitsControls(table, full, change));
-    told.textContent = bitsSentence(table, full);
-    keys.replaceChildren(...bitsLegend(full));
-    stage.replaceChildren(bitsPicture(table, full, Math.max(Math.floor(stage.clientWidth), 240)));
-    facts.replaceChildren(bitsTable(table, full));
-    source.textContent = `Noise: ${table.sources.join("; ")}. Inputs uniform on [0, 1], weights on [-1, 1]. No device was measured.`;
-  }
-
-  let wide = 0;
-  const watcher = new ResizeObserver(() => {
-    if (Math.floor(stage.clientWidth) === wide) return;
-    wide = Math.floor(stage.clientWidth);
-    draw();
-  });
-  draw();
-  watcher.observe(stage);
-  return {
-    update(newData, newState) {
-      table = newData ?? table;
-      chosen = { ...newState };
-      draw();
-    },
-    remove() {
-      watcher.disconnect();
-      view.remove();
-    },
+  const parts = {
+    state: bitsState,
+    controls: bitsControls,
+    sentence: bitsSentence,
+    legend: (table, full) => bitsLegend(full),
+    picture: bitsPicture,
+    table: bitsTable,
+    source: (table) => `Noise: ${table.sources.join("; ")}. Inputs uniform on [0, 1], weights on [-1, 1]. No device was measured.`,
   };
+  return dials(root, "bits", parts, data, state, onState, sharing);
 }

@@ -187,3 +187,56 @@ function button(label, onClick) {
     },
   };
 }
+
+/**
+ * A view of sliders over one picture, in `root`: its controls, a sentence, a legend, the picture as wide as the page allows, a
+ * table and a source. `name` is its part of the class names; `parts` makes each from the data and the whole state.
+ */
+function dials(root, name, parts, data, state, onState, sharing) {
+  let table = data;
+  let chosen = { ...state };
+  const controls = board(`kpt-${name}-controls`);
+  const told = node("p", { class: "kpt-formula", role: "status" });
+  const keys = node("p", { class: "kpt-bit-legend" });
+  const stage = node("div", { class: `kpt-${name}-stage` });
+  const facts = node("div", { class: "kpt-map-place" });
+  const source = node("p", { class: "kpt-source" });
+  const view = node("div", {}, controls.element, told, keys, stage, facts, source, shareRow(sharing, () => chosen));
+  root.append(view);
+
+  function change(patch) {
+    chosen = { ...parts.state(table, chosen), ...patch };
+    draw();
+    onState({ ...chosen });
+  }
+
+  function draw() {
+    const full = parts.state(table, chosen);
+    controls.show(parts.controls(table, full, change));
+    told.textContent = parts.sentence(table, full);
+    keys.replaceChildren(...parts.legend(table, full));
+    stage.replaceChildren(parts.picture(table, full, Math.max(Math.floor(stage.clientWidth), 240)));
+    facts.replaceChildren(parts.table(table, full));
+    source.textContent = parts.source(table);
+  }
+
+  let wide = 0;
+  const watcher = new ResizeObserver(() => {
+    if (Math.floor(stage.clientWidth) === wide) return;
+    wide = Math.floor(stage.clientWidth);
+    draw();
+  });
+  draw();
+  watcher.observe(stage);
+  return {
+    update(newData, newState) {
+      table = newData ?? table;
+      chosen = { ...newState };
+      draw();
+    },
+    remove() {
+      watcher.disconnect();
+      view.remove();
+    },
+  };
+}

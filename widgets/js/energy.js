@@ -158,50 +158,14 @@ function energyControls(table, full, change) {
 
 /** The energy view in `root`. */
 function energy(root, data, state = {}, onState = () => {}, sharing = null) {
-  let table = data;
-  let chosen = { ...state };
-  const controls = board("kpt-energy-controls");
-  const told = node("p", { class: "kpt-formula", role: "status" });
-  const keys = node("p", { class: "kpt-bit-legend" });
-  const stage = node("div", { class: "kpt-energy-stage" });
-  const facts = node("div", { class: "kpt-map-place" });
-  const source = node("p", { class: "kpt-source" });
-  const view = node("div", {}, controls.element, told, keys, stage, facts, source, shareRow(sharing, () => chosen));
-  root.append(view);
-
-  function change(patch) {
-    chosen = { ...energyState(table, chosen), ...patch };
-    draw();
-    onState({ ...chosen });
-  }
-
-  function draw() {
-    const full = energyState(table, chosen);
-    controls.show(energyControls(table, full, change));
-    told.textContent = energySentence(table, full);
-    keys.replaceChildren(...energyLegend(table, full));
-    stage.replaceChildren(energyPicture(table, full, Math.max(Math.floor(stage.clientWidth), 240)));
-    facts.replaceChildren(energyTable(table, full));
-    source.textContent = `Energies of operations: ${table.source}. No chip was measured.`;
-  }
-
-  let wide = 0;
-  const watcher = new ResizeObserver(() => {
-    if (Math.floor(stage.clientWidth) === wide) return;
-    wide = Math.floor(stage.clientWidth);
-    draw();
-  });
-  draw();
-  watcher.observe(stage);
-  return {
-    update(newData, newState) {
-      table = newData ?? table;
-      chosen = { ...newState };
-      draw();
-    },
-    remove() {
-      watcher.disconnect();
-      view.remove();
-    },
+  const parts = {
+    state: energyState,
+    controls: energyControls,
+    sentence: energySentence,
+    legend: energyLegend,
+    picture: energyPicture,
+    table: energyTable,
+    source: (table) => `Energies of operations: ${table.source}. No chip was measured.`,
   };
+  return dials(root, "energy", parts, data, state, onState, sharing);
 }
