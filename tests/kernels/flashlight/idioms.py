@@ -8,7 +8,8 @@ from idioms_biases import biases
 from idioms_forms import forms
 from idioms_heads import heads
 from idioms_masks import masks
+from idioms_transformers import transformers
 
-idioms = (*forms, *masks, *biases, *heads)
+idioms = (*forms, *masks, *biases, *heads, *transformers)
 by_name = {idiom.name: idiom for idiom in idioms}
 assert len(by_name) == len(idioms), "two idioms have the same name"
