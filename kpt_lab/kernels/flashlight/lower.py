@@ -1,0 +1,371 @@
+"""From an understood attention to a kernel: `replace` writes into the graph what computes its output.
+
+Plain and causal attentions become one call of scaled dot product attention, all others one call of the FlexAttention operator
+with the score's and the mask's functions as modules of the graph, which is what Dynamo itself emits. The graph may then go to
+Inductor as a whole; where it runs eagerly, `regions.alone` compiles each FlexAttention call by itself, since an uncompiled one
+holds the whole score matrix.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import fx
+from torch.nn.attention import flex_attention as flex
+
+from kpt_lab.core import Unsupported, dtype_name
+from kpt_lab.kernels.flashlight import algebra, functions
+from kpt_lab.kernels.flashlight.expression import Apply, Attention, Constant, Lowering, Operand, Part, Score
+
+aten = torch.ops.aten
+Extent = int | fx.Node  # a number, or a node that gives a symbolic integer
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How attentions are lowered.
+
+    empty_rows: what a query without any key gives: "eager" as eager PyTorch (the mean of all values where masked scores were
+                finite, NaN where they were -inf), "zero" skips that.
+    kernel:     "auto", or one of `choose.KERNELS` to force it.
+    block_masks: skip blocks of keys that the mask leaves out.
+    training:   whether gradients will be asked for; None reads torch.is_grad_enabled().
+    kernel_options: for FlexAttention's templates, over what was chosen.
+    """
+
+    empty_rows: Literal["eager", "zero"] = "eager"
+    kernel: str = "auto"
+    block_masks: bool = True
+    training: bool | None = None
+    kernel_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.empty_rows not in ("eager", "zero"):
+            raise ValueError(f"empty_rows is {self.empty_rows!r}; accepted are 'eager' and 'zero'")
+
+
+def replace(gm: fx.GraphModule, attention: Attention, *, options: Options | None = None) -> Lowering:
+    """Insert into `gm` what computes `attention.output`, hand its uses over, and say what it is; dead nodes are left to the caller.
+
+    Raises Unsupported, with the graph as it was, where no kernel takes it.
+    """
+    options = options or Options()
+    before = set(gm.graph.nodes)
+    try:
+        with gm.graph.inserting_before(attention.output):
+            return _Site(gm, attention, options).lower()
+    except Unsupported:
+        for node in reversed([node for node in gm.graph.nodes if node not in before]):
+            gm.graph.erase_node(node)
+        raise
+
+
+def value_of(node: fx.Node) -> torch.Tensor:
+    """The fake tensor that stands for a node's output."""
+    found = node.meta.get("val", node.meta.get("example_value"))
+    if not isinstance(found, torch.Tensor):
+        raise TypeError(f"node {node.name!r} has no tensor in its meta; run FakeTensorProp over the graph first")
+    return found
+
+
+class _Site:
+    """One attention's place in a graph: everything is inserted before its output node."""
+
+    def __init__(self, gm: fx.GraphModule, attention: Attention, options: Options) -> None:
+        self.gm, self.graph, self.attention, self.options = gm, gm.graph, attention, options
+        self.output = value_of(attention.output)
+        self.device = self.output.device
+        self.dtype = self._common_dtype()
+
+    # ---- the whole
+
+    def lower(self) -> Lowering:
+        """Write all parts, their sum, and the way back to the output's layout."""
+        attention = self.attention
+        value = self.operand(attention.value)
+        total, kernels, reasons = None, [], []
+        for part in attention.parts:
+            functions.check(part.score)
+            out, kernel, reason = self.part(part, value)
+            kernels.append(kernel)
+            reasons.append(reason)
+            if part.coefficient is not None:
+                factor = self.coefficient(part)
+                out = self.call(aten.mul.Tensor, out, factor)
+            total = out if total is None else self.call(aten.add.Tensor, total, out)
+        assert total is not None
+        result = self.back(total)
+        if value_of(attention.output).dtype != self.dtype or any(p.coefficient is not None for p in attention.parts):
+            result = self.call(aten.to.dtype, result, self.output.dtype)
+        result.meta.update({k: v for k, v in attention.output.meta.items() if k in ("val", "example_value", "tensor_meta")})
+        attention.output.replace_all_uses_with(result)
+        kernel = kernels[0] if len(set(kernels)) == 1 else " + ".join(kernels)
+        times = f"{len(kernels)} calls, summed: " if len(kernels) > 1 else ""
+        return Lowering(kernel, times + "; ".join(dict.fromkeys(reasons)), {})
+
+    def part(self, part: Part, value: fx.Node) -> tuple[fx.Node, str, str]:
+        """One softmax times the values as (b, h, l, d), the kernel's name and the reason for it."""
+        query, key = self.operand(part.query), self.operand(part.key)
+        form, reason = self.form(part)
+        forced = self.options.kernel
+        if form != "flex" and forced.startswith("flex"):
+            form, reason = "flex", f"{forced} was asked for"
+        if form == "flex" and not (forced == "auto" or forced.startswith("flex")):
+            raise Unsupported(f"kernel is {forced!r}, which has no mask or score function: {reason}")
+        if form != "flex":
+            return self.sdpa(part, query, key, value, causal=form == "causal"), "sdpa", reason
+        if self.attention.dropout:
+            raise Unsupported(
+                f"the probabilities are dropped out (p = {self.attention.dropout:g}) and {reason}: no fused kernel has both"
+            )
+        return self.flex(part, query, key, value), "flex", reason
+
+    def form(self, part: Part) -> tuple[Literal["plain", "causal", "flex"], str]:
+        """What the part is, proved from its expressions: "plain", "causal", or "flex" for all else, and why."""
+        queries, keys = self.lengths(part)
+        if not isinstance(part.score, Score):
+            return "flex", f"the scores are changed: {part.score}"
+        if not isinstance(part.scale, (int, float)):
+            return "flex", "the scale is a tensor"
+        if part.mask is None or algebra.attends_everywhere(part.mask, queries, keys):
+            return "plain", "every query attends every key"
+        if algebra.is_causal(part.mask):
+            return "causal", "the mask is q ≥ k"
+        return "flex", f"the mask is {algebra.simplify(part.mask)}"
+
+    # ---- operands
+
+    def _common_dtype(self) -> torch.dtype:
+        nodes = [self.attention.value.node, *(operand.node for p in self.attention.parts for operand in (p.query, p.key))]
+        dtype = value_of(nodes[0]).dtype
+        for node in nodes[1:]:
+            dtype = torch.promote_types(dtype, value_of(node).dtype)
+        if dtype not in (*FLOATS, torch.float64):
+            raise Unsupported(f"the operands are {dtype_name(dtype)}; fused kernels take float16, bfloat16 and float32")
+        return dtype
+
+    def lengths(self, part: Part) -> tuple[int | torch.SymInt, int | torch.SymInt]:
+        """Queries and keys as numbers or symbolic integers."""
+        return tuple(math.prod(value_of(o.node).shape[d] for d in o.dims[2]) for o in (part.query, part.key))  # type: ignore[return-value]
+
+    def extent(self, operand: Operand, place: int) -> int | torch.SymInt:
+        """The product of the sizes that are flattened into a place (0 to 3: b, h, l, d)."""
+        return math.prod(value_of(operand.node).shape[d] for d in operand.dims[place])
+
+    def operand(self, operand: Operand) -> fx.Node:
+        """The tensor as (b, h, l, d) in the common dtype."""
+        node, order = operand.node, [d for group in operand.dims for d in group]
+        if order != list(range(len(order))):
+            node = self.call(aten.permute.default, node, order)
+        for place in (3, 2, 1, 0):
+            group = operand.dims[place]
+            start = sum(len(g) for g in operand.dims[:place])
+            if not group:
+                node = self.call(aten.unsqueeze.default, node, start)
+            elif len(group) > 1:
+                node = self.call(aten.flatten.using_ints, node, start, start + len(group) - 1)
+        if value_of(operand.node).dtype != self.dtype:
+            node = self.call(aten.to.dtype, node, self.dtype)
+        batches = self.extent(self.attention.parts[0].query, 0)
+        if algebra.constant(algebra.size_difference(batches, self.extent(operand, 0))) != 0:
+            node = self.call(aten.expand.default, node, [self.size(self.attention.parts[0].query, 0), -1, -1, -1])
+        return node
+
+    def size(self, operand: Operand, place: int) -> Extent:
+        """The extent of a place as what can stand in the graph."""
+        sizes = [self.dim(operand.node, d) for d in operand.dims[place]]
+        total: Extent = 1
+        for size in sizes:
+            both_known = isinstance(total, int) and isinstance(size, int)
+            total = total * size if both_known else size if total == 1 else self.call(torch.sym_mul, total, size)  # type: ignore[operator]
+        return total
+
+    def dim(self, node: fx.Node, dim: int) -> Extent:
+        """One size of a node: a number where it is one, else a node."""
+        size = value_of(node).shape[dim]
+        return int(size) if isinstance(size, int) else self.call(aten.sym_size.int, node, dim)
+
+    def back(self, out: fx.Node) -> fx.Node:
+        """From (b, h, l, d) to the layout of the output."""
+        dims, query, value = self.attention.dims, self.attention.parts[0].query, self.attention.value
+        for place in (3, 2, 1, 0):
+            group = dims[place]
+            if not group:
+                out = self.call(aten.squeeze.dim, out, place)
+            elif len(group) > 1:
+                sizes: list[Any] = [self.output.shape[d] for d in group]
+                unknown = [i for i, size in enumerate(sizes) if not isinstance(size, int)]
+                source = value if place == 3 else query
+                if len(unknown) > 1:
+                    if len(source.dims[place]) != len(group):
+                        raise Unsupported("several symbolic sizes are flattened into one that the output splits differently")
+                    sizes = [self.dim(source.node, d) for d in source.dims[place]]
+                elif unknown:
+                    sizes[unknown[0]] = -1
+                out = self.call(aten.unflatten.int, out, place, sizes)
+        order = [d for group in dims for d in group]
+        if order != list(range(len(order))):
+            out = self.call(aten.permute.default, out, [order.index(d) for d in range(len(order))])
+        return out
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return self.graph.call_function(target, args, kwargs)
+
+    def coefficient(self, part: Part) -> fx.Node:
+        """The factor of a part over (b, h, q), as a tensor that broadcasts against (b, h, q, d)."""
+        assert part.coefficient is not None
+        if isinstance(part.coefficient, Constant):
+            return part.coefficient.value  # type: ignore[return-value]
+        function = functions.mask_function(Apply("to", (part.coefficient,), torch.float32))
+        return self.evaluated(function, part)
+
+    def evaluated(self, function: functions.Function, part: Part) -> fx.Node:
+        """A function of (b, h, q, k) at k = 0 over all of b, h, q: its values broadcast as (b, h, q, 1)."""
+        places = []
+        for place in range(3):
+            size = self.size(part.query, place)
+            index = self.call(torch.arange, size, device=self.device)
+            places.append(self.call(aten.reshape.default, index, [-1 if p == place else 1 for p in range(4)]))
+        zero = self.call(torch.zeros, [1, 1, 1, 1], dtype=torch.int64, device=self.device)
+        return self.inlined(function, [*places, zero])
+
+    def inlined(self, function: functions.Function, args: Sequence[fx.Node]) -> fx.Node:
+        names = [node for node in function.module.graph.nodes if node.op == "placeholder"]
+        found = self.graph.graph_copy(function.module.graph, dict(zip(names, (*args, *function.buffers), strict=True)))
+        return found  # type: ignore[return-value]
+
+    # ---- kernels
+
+    def sdpa(self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node, causal: bool) -> fx.Node:
+        """One call of scaled dot product attention."""
+        return self.call(
+            aten.scaled_dot_product_attention.default, query, key, value, None, self.attention.dropout, causal,
+            scale=float(part.scale), enable_gqa=part.groups > 1,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def flex(self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node) -> fx.Node:
+        """One call of the FlexAttention operator, and what makes empty rows as eager has them."""
+        if self.dtype not in FLOATS:
+            raise Unsupported(f"FlexAttention's kernels take float16, bfloat16 and float32, not {dtype_name(self.dtype)}")
+        if self.device.type not in ("cuda", "cpu"):
+            raise Unsupported(f"FlexAttention is lowered to on cuda and cpu, not on {self.device.type}")
+        part = _scale_as_number(part)
+        filled = self.options.empty_rows == "eager" and not algebra.rows_have_keys(part.mask, *self.lengths(part))
+        score, mask = functions.score_function(part.score), functions.mask_function(part.mask)
+        mask_module = self.module("mask", mask.module)
+        safe = not filled and algebra.rows_have_keys(part.mask, *self.lengths(part))
+        counted = filled and self.device.type == "cpu"  # no row sums there: a column of ones beside the values tells
+        if counted:
+            ones = self.call(aten.new_ones.default, value, [self.size(part.query, 0), self.size(self.attention.value, 1),
+                             self.size(self.attention.value, 2), 1])  # fmt: skip
+            widened = self.call(aten.cat.default, [value, ones], -1)
+        query, key, values, width = self.widened(part, query, key, widened if counted else value, counted)
+        both = self.call(
+            torch.ops.higher_order.flex_attention, query, key, values, self.module("score", score.module),
+            self.blocks(part, mask_module), float(part.scale), self.flex_options(lse=filled, safe=safe),  # type: ignore[arg-type]
+            score.buffers, mask.buffers,
+        )  # fmt: skip
+        out = self.call(_getitem, both, 0)
+        if filled:
+            if counted:
+                empty = self.call(aten.eq.Scalar, self.call(aten.slice.Tensor, out, -1, width, width + 1), 0)
+            else:
+                empty = self.call(
+                    aten.unsqueeze.default, self.call(aten.eq.Scalar, self.call(_getitem, both, 1), -math.inf), -1
+                )
+        if values is not value:
+            out = self.call(aten.slice.Tensor, out, -1, 0, width)
+        return self.call(aten.where.self, empty, self.empty_row(part, value), out) if filled else out
+
+    def widened(
+        self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node, counted: bool
+    ) -> tuple[fx.Node, fx.Node, fx.Node, int]:
+        """Operands padded with zeros to the least width that the templates take, and the values' own width."""
+        wide, width = self.extent(part.query, 3), self.extent(self.attention.value, 3)
+        if not (isinstance(wide, int) and isinstance(width, int)):
+            raise Unsupported("the head width is symbolic; FlexAttention's kernels need it as a number")
+        if self.device.type == "cuda":
+            if wide < 16:
+                query, key = (self.call(aten.constant_pad_nd.default, node, [0, 16 - wide]) for node in (query, key))
+            if width < 16:
+                value = self.call(aten.constant_pad_nd.default, value, [0, 16 - width])
+        return query, key, value, width
+
+    def empty_row(self, part: Part, value: fx.Node) -> fx.Node:
+        """What a row without keys gives, broadcasting over queries: the mean of all values, or NaN."""
+        if part.fill == "infinite":
+            return self.call(aten.full.default, [], math.nan, dtype=self.dtype, device=self.device)
+        mean = self.call(aten.mean.dim, value, [-2], True)
+        return self.call(aten.repeat_interleave.self_int, mean, part.groups, 1) if part.groups > 1 else mean
+
+    def blocks(self, part: Part, mask_module: fx.Node) -> tuple[Any, ...]:
+        """The block mask's tuple, in the order of this version of torch: one block for all, until it is worth more."""
+        ones = self.call(torch.ones, [1, 1, 1], dtype=torch.int32, device=self.device)
+        zeros = self.call(torch.zeros, [1, 1, 1, 1], dtype=torch.int32, device=self.device)
+        given = {"kv_num_blocks": ones, "kv_indices": zeros, "q_num_blocks": ones, "q_indices": zeros}
+        return block_tuple(given, (1, 1), (1 << 30, 1 << 30), mask_module)
+
+    def flex_options(self, *, lse: bool, safe: bool) -> dict[str, Any]:
+        """What torch's own front end puts into kernel_options, with ours over it."""
+        value = self.output
+        extra = {"return_aux": flex.AuxRequest(lse=lse)} if lse and self.device.type == "cuda" else {}
+        training = torch.is_grad_enabled() if self.options.training is None else self.options.training
+        with torch.set_grad_enabled(training):
+            made = flex._apply_kernel_options(value, value, value, False, {"ROWS_GUARANTEED_SAFE": safe}, **extra)  # type: ignore[arg-type]
+        return {**made, **self.options.kernel_options}
+
+    def module(self, kind: str, module: fx.GraphModule) -> fx.Node:
+        """A node that gives a submodule of the graph."""
+        count = 0
+        while hasattr(self.gm, name := f"flashlight_{kind}_{count}"):
+            count += 1
+        self.gm.add_submodule(name, module)
+        return self.graph.get_attr(name)
+
+
+def _scale_as_number(part: Part) -> Part:
+    """The part with a scale that is a tensor or a size moved into the score's function."""
+    from dataclasses import replace as changed
+
+    from kpt_lab.kernels.flashlight.expression import replace as rewritten
+
+    if isinstance(part.scale, (int, float)):
+        return part
+    by = Apply("mul", (Score(), part.scale), torch.float32)
+    return changed(part, scale=1.0, score=rewritten(part.score, lambda e: by if isinstance(e, Score) else None))
+
+
+def _getitem(sequence: Sequence[Any], index: int) -> Any:
+    return sequence[index]
+
+
+def block_tuple(given: dict[str, Any], lengths: tuple[Any, Any], block: tuple[int, int], mask_module: Any) -> tuple[Any, ...]:
+    """BlockMask.as_tuple() of this version of torch with graph nodes in it: `given` by the names of BlockMask's attributes."""
+    return tuple(
+        {"length_0": lengths[0], "length_1": lengths[1], "block_0": block[0], "block_1": block[1], "mask": mask_module}.get(
+            name, given.get(name)
+        )
+        for name in _order()
+    )
+
+
+def _order() -> tuple[str, ...]:
+    """The names of what as_tuple gives, found by marking: versions of torch differ in it."""
+    names = [n for n in inspect.signature(flex.BlockMask.__init__).parameters if n.endswith(("num_blocks", "indices"))]
+    marks: dict[str, Any] = {name: torch.zeros(1, 1, 1, 1) for name in names}
+    mask: Callable[..., Any] = lambda b, h, q, k: q  # noqa: E731
+    made = flex.BlockMask(seq_lengths=(3, 5), BLOCK_SIZE=(7, 11), mask_mod=mask, **marks)
+    numbers: dict[Any, str] = {3: "length_0", 5: "length_1", 7: "block_0", 11: "block_1"}
+    found = []
+    for item in made.as_tuple():
+        if isinstance(item, torch.Tensor):
+            found.append(next(name for name, mark in marks.items() if mark is item))
+        else:
+            found.append(numbers[item] if isinstance(item, int) else "mask" if callable(item) else "nothing")
+    return tuple(found)
