@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from torch import fx
 from torch.nn.attention import flex_attention as flex
 
 from kpt_lab.core import Unsupported, dtype_name
-from kpt_lab.kernels.flashlight import algebra, functions
+from kpt_lab.kernels.flashlight import functions, proofs
 from kpt_lab.kernels.flashlight.expression import Apply, Attention, Constant, Lowering, Operand, Part, Score
 
 aten = torch.ops.aten
@@ -128,16 +129,16 @@ class _Site:
 
     def form(self, part: Part) -> tuple[Literal["plain", "causal", "flex"], str]:
         """What the part is, proved from its expressions: "plain", "causal", or "flex" for all else, and why."""
-        queries, keys = self.lengths(part)
+        _, keys = self.lengths(part)
         if not isinstance(part.score, Score):
             return "flex", f"the scores are changed: {part.score}"
         if not isinstance(part.scale, (int, float)):
             return "flex", "the scale is a tensor"
-        if part.mask is None or algebra.attends_everywhere(part.mask, queries, keys):
+        if part.mask is None or proofs.attends_everywhere(part.mask, keys):
             return "plain", "every query attends every key"
-        if algebra.is_causal(part.mask):
+        if proofs.is_causal(part.mask):
             return "causal", "the mask is q ≥ k"
-        return "flex", f"the mask is {algebra.simplify(part.mask)}"
+        return "flex", f"the mask is {proofs.simplify(part.mask)}"
 
     # ---- operands
 
@@ -173,7 +174,7 @@ class _Site:
         if value_of(operand.node).dtype != self.dtype:
             node = self.call(aten.to.dtype, node, self.dtype)
         batches = self.extent(self.attention.parts[0].query, 0)
-        if algebra.constant(algebra.size_difference(batches, self.extent(operand, 0))) != 0:
+        if proofs.constant(proofs.size_difference(batches, self.extent(operand, 0))) != 0:
             node = self.call(aten.expand.default, node, [self.size(self.attention.parts[0].query, 0), -1, -1, -1])
         return node
 
@@ -183,7 +184,7 @@ class _Site:
         total: Extent = 1
         for size in sizes:
             both_known = isinstance(total, int) and isinstance(size, int)
-            total = total * size if both_known else size if total == 1 else self.call(torch.sym_mul, total, size)  # type: ignore[operator]
+            total = total * size if both_known else size if total == 1 else self.call(operator.mul, total, size)  # type: ignore[operator]
         return total
 
     def dim(self, node: fx.Node, dim: int) -> Extent:
@@ -256,10 +257,10 @@ class _Site:
         if self.device.type not in ("cuda", "cpu"):
             raise Unsupported(f"FlexAttention is lowered to on cuda and cpu, not on {self.device.type}")
         part = _scale_as_number(part)
-        filled = self.options.empty_rows == "eager" and not algebra.rows_have_keys(part.mask, *self.lengths(part))
+        filled = self.options.empty_rows == "eager" and not proofs.rows_have_keys(part.mask, *self.lengths(part))
         score, mask = functions.score_function(part.score), functions.mask_function(part.mask)
         mask_module = self.module("mask", mask.module)
-        safe = not filled and algebra.rows_have_keys(part.mask, *self.lengths(part))
+        safe = not filled and proofs.rows_have_keys(part.mask, *self.lengths(part))
         counted = filled and self.device.type == "cpu"  # no row sums there: a column of ones beside the values tells
         if counted:
             ones = self.call(aten.new_ones.default, value, [self.size(part.query, 0), self.size(self.attention.value, 1),
@@ -317,7 +318,7 @@ class _Site:
         extra = {"return_aux": flex.AuxRequest(lse=lse)} if lse and self.device.type == "cuda" else {}
         training = torch.is_grad_enabled() if self.options.training is None else self.options.training
         with torch.set_grad_enabled(training):
-            made = flex._apply_kernel_options(value, value, value, False, {"ROWS_GUARANTEED_SAFE": safe}, **extra)  # type: ignore[arg-type]
+            made = flex._apply_kernel_options(value, value, value, False, {"ROWS_GUARANTEED_SAFE": safe}, **extra)
         return {**made, **self.options.kernel_options}
 
     def module(self, kind: str, module: fx.GraphModule) -> fx.Node:

@@ -49,7 +49,7 @@ def alone(gm: fx.GraphModule, examples: Sequence[Any]) -> fx.GraphModule:
 def compile_in(module: fx.GraphModule, fakes: Sequence[Any], fake_mode: FakeTensorMode) -> Callable[..., Any]:
     """Inductor's code for a module on these fake inputs, in a tracing context of its own over the same symbolic sizes."""
     with tracing(TracingContext(fake_mode)):
-        return compile_fx(module, list(fakes))
+        return compile_fx(module, list(fakes))  # type: ignore[return-value]
 
 
 class _Compiled(torch.nn.Module):
@@ -82,7 +82,7 @@ class _Values(fx.Interpreter):
         return found
 
     def _flex(self, n: fx.Node) -> Any:
-        query, _, value = (self.known[node] for node in n.args[:3])  # type: ignore[index,misc]
+        query, _, value = (self.known[node] for node in n.args[:3])  # type: ignore[index]
         needs = any(isinstance(x, torch.Tensor) and x.requires_grad for x in (self.known[m] for m in n.all_input_nodes))
         out = query.new_empty((*query.shape[:-1], value.shape[-1])).requires_grad_(needs and torch.is_grad_enabled())
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
