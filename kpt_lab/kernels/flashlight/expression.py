@@ -134,6 +134,8 @@ def readable(expression: Expression) -> str:
             return f"{_PREFIX[op]}{_grouped(operand)}"
         case Apply(op, arguments, _):
             return f"{op}({', '.join(map(readable, arguments))})"
+    if type(expression).__str__ is not Expression.__str__:  # the matcher's own, while it works
+        return str(expression)
     raise TypeError(f"{type(expression).__name__} is not an expression that can be read")
 
 
@@ -145,7 +147,7 @@ def _grouped(expression: Expression) -> str:
 
 # ---- what the matcher found
 
-Fill = Literal["none", "finite", "infinite"]
+Fill = Literal["none", "finite", "infinite", "zero"]
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Part:
     scale:      a constant that multiplies Score first, taken out of `score` (1.0 where there is none).
     mask:       True where the key is attended; None where there is no mask.
     fill:       what stood at masked places: decides what a fully masked row gives (finite: the mean of the values over all
-                keys, as eager has it; infinite: NaN in eager).
+                keys, as eager has it; infinite: NaN in eager; zero: 0, because the graph itself guards such rows).
     groups:     query heads that share one key head (GQA); 1 where each has its own.
     coefficient: multiplies this softmax in the sum, an expression of b, h and q; None for 1.
     """
