@@ -16,6 +16,7 @@ graphs, so its choice of form is for use inside them.
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -50,7 +51,8 @@ class Choice:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        times = ", ".join(f"{name} {1e6 * took:.1f} us" for name, took in self.seconds.items())
+        told = {name: "refused" if math.isinf(took) else f"{1e6 * took:.1f} us" for name, took in self.seconds.items()}
+        times = ", ".join(f"{name} {took}" for name, took in told.items())
         return f"up to {self.tokens} tokens: {self.form} ({times}; {self.plan})"
 
 
@@ -244,6 +246,7 @@ class SparseLinear(nn.Module):
         else:
             plan, seconds = self._measured(tokens, forms, Plan(**known["plan"]) if known else None)
             search.remember(name, {"plan": asdict(plan), "seconds": seconds})
+            seconds = {form: seconds.get(form, math.inf) for form in forms}  # a refusal is told, and tried again another time
         dense = min((form for form in forms if form != "sparse"), key=seconds.__getitem__, default="sparse")
         form = "sparse" if dense == "sparse" or seconds["sparse"] <= GAIN * seconds[dense] else dense
         return Choice(search.bucket(tokens), form, plan, seconds)
