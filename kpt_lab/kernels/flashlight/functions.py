@@ -69,6 +69,11 @@ def mask_function(expression: Expression | None) -> Function:
     return _Writer(PLACES).write(Constant(True) if expression is None else expression, boolean=True)
 
 
+def value_function(expression: Expression) -> Function:
+    """`(b, h, q, k, *buffers) -> value`: any expression without the score."""
+    return _Writer(PLACES).write(expression, keep=True)
+
+
 class _Writer:
     """Writes one expression into an FX graph; equal subexpressions are written once."""
 
@@ -79,14 +84,16 @@ class _Writer:
         self.buffers: dict[fx.Node, fx.Node] = {}
         self.known: dict[Expression, Any] = {}
 
-    def write(self, expression: Expression, boolean: bool = False) -> Function:
+    def write(self, expression: Expression, boolean: bool = False, keep: bool = False) -> Function:
         for part in expression.walk():  # placeholders come before all other nodes
             if isinstance(part, (Load, Size)):
                 node = part.tensor if isinstance(part, Load) else part.node
                 if node not in self.buffers:
                     self.buffers[node] = self.graph.placeholder(f"buffer_{len(self.buffers)}")
         found = self.value(expression)
-        if boolean:
+        if keep:
+            found = self.tensor(found, dtype_of(expression))
+        elif boolean:
             found = self.tensor(found, torch.bool)
             if dtype_of(expression) != torch.bool:
                 found = self.call(operator.ne, found, 0)

@@ -223,7 +223,7 @@ class _Site:
         assert part.coefficient is not None
         if isinstance(part.coefficient, Constant):
             return part.coefficient.value  # type: ignore[return-value]
-        function = functions.mask_function(Apply("to", (part.coefficient,), torch.float32))
+        function = functions.value_function(part.coefficient)
         return self.evaluated(function, part)
 
     def evaluated(self, function: functions.Function, part: Part) -> fx.Node:
