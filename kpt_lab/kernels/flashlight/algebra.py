@@ -14,7 +14,7 @@ from itertools import product as combinations
 
 import torch
 
-from .expression import Apply, Constant, Coordinate, Expression, Load, Score, Size
+from kpt_lab.kernels.flashlight.expression import Apply, Constant, Coordinate, Expression, Load, Score, Size
 
 Terms = dict[tuple[Expression, ...], int]  # monomial (its factors in order) -> coefficient
 

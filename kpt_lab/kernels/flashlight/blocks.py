@@ -289,7 +289,9 @@ def _product(analysis: _Analysis, expression: Apply) -> Bounds | None:
 
 def _divided(analysis: _Analysis, expression: Apply) -> Bounds | None:
     operand, divisor = expression.arguments
-    if not (proofs.integral(operand) and isinstance(divisor, Constant) and isinstance(divisor.value, int) and divisor.value > 0):
+    if not (
+        proofs.integral(operand) and isinstance(divisor, Constant) and isinstance(divisor.value, int) and divisor.value > 0
+    ):
         return None
     low, high = analysis.bounds(operand)
     first, last = low // divisor.value, high // divisor.value

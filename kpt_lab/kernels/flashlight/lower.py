@@ -20,8 +20,18 @@ from torch import fx
 from torch.nn.attention import flex_attention as flex
 
 from kpt_lab.core import Unsupported, dtype_name
-from kpt_lab.kernels.flashlight import functions, proofs
-from kpt_lab.kernels.flashlight.expression import Apply, Attention, Constant, Lowering, Operand, Part, Score
+from kpt_lab.kernels.flashlight import blocks, functions, proofs
+from kpt_lab.kernels.flashlight.expression import (
+    Apply,
+    Attention,
+    Constant,
+    Coordinate,
+    Expression,
+    Lowering,
+    Operand,
+    Part,
+    Score,
+)
 
 aten = torch.ops.aten
 Extent = int | fx.Node  # a number, or a node that gives a symbolic integer
@@ -183,14 +193,21 @@ class _Site:
         sizes = [self.dim(operand.node, d) for d in operand.dims[place]]
         total: Extent = 1
         for size in sizes:
-            both_known = isinstance(total, int) and isinstance(size, int)
-            total = total * size if both_known else size if total == 1 else self.call(operator.mul, total, size)  # type: ignore[operator]
+            if isinstance(total, int) and (isinstance(size, int) or total == 1):
+                total = total * size if isinstance(size, int) else size
+            else:
+                total = self.call(operator.mul, total, size)
+                total.meta["val"] = self.extent(operand, place)
         return total
 
     def dim(self, node: fx.Node, dim: int) -> Extent:
         """One size of a node: a number where it is one, else a node."""
         size = value_of(node).shape[dim]
-        return int(size) if isinstance(size, int) else self.call(aten.sym_size.int, node, dim)
+        if isinstance(size, int):
+            return size
+        found = self.call(aten.sym_size.int, node, dim)
+        found.meta["val"] = size
+        return found
 
     def back(self, out: fx.Node) -> fx.Node:
         """From (b, h, l, d) to the layout of the output."""
@@ -272,13 +289,13 @@ class _Site:
             self.blocks(part, mask_module), float(part.scale), self.flex_options(lse=filled, safe=safe),  # type: ignore[arg-type]
             score.buffers, mask.buffers,
         )  # fmt: skip
-        out = self.call(_getitem, both, 0)
+        out = self.call(operator.getitem, both, 0)
         if filled:
             if counted:
                 empty = self.call(aten.eq.Scalar, self.call(aten.slice.Tensor, out, -1, width, width + 1), 0)
             else:
                 empty = self.call(
-                    aten.unsqueeze.default, self.call(aten.eq.Scalar, self.call(_getitem, both, 1), -math.inf), -1
+                    aten.unsqueeze.default, self.call(aten.eq.Scalar, self.call(operator.getitem, both, 1), -math.inf), -1
                 )
         if values is not value:
             out = self.call(aten.slice.Tensor, out, -1, 0, width)
@@ -306,11 +323,43 @@ class _Site:
         return self.call(aten.repeat_interleave.self_int, mean, part.groups, 1) if part.groups > 1 else mean
 
     def blocks(self, part: Part, mask_module: fx.Node) -> tuple[Any, ...]:
-        """The block mask's tuple, in the order of this version of torch: one block for all, until it is worth more."""
-        ones = self.call(torch.ones, [1, 1, 1], dtype=torch.int32, device=self.device)
-        zeros = self.call(torch.zeros, [1, 1, 1, 1], dtype=torch.int32, device=self.device)
-        given = {"kv_num_blocks": ones, "kv_indices": zeros, "q_num_blocks": ones, "q_indices": zeros}
-        return block_tuple(given, (1, 1), (1 << 30, 1 << 30), mask_module)
+        """The block mask's tuple, in the order of this version of torch; one block for all where there is no mask."""
+        if part.mask is None or not self.options.block_masks:
+            ones = self.call(torch.ones, [1, 1, 1], dtype=torch.int32, device=self.device)
+            zeros = self.call(torch.zeros, [1, 1, 1, 1], dtype=torch.int32, device=self.device)
+            given = {"kv_num_blocks": ones, "kv_indices": zeros, "q_num_blocks": ones, "q_indices": zeros}
+            return block_tuple(given, (1, 1), (1 << 30, 1 << 30), mask_module)
+        made = self.builder(part.mask, part)
+        names = (*blocks.NAMES, *blocks.TRANSPOSED)
+        given = {name: self.call(operator.getitem, made, i) for i, name in enumerate(names)}
+        lengths = self.size(part.query, 2), self.size(part.key, 2)
+        return block_tuple(given, lengths, (blocks.BLOCK, blocks.BLOCK), mask_module)
+
+    def builder(self, mask: Expression, part: Part) -> fx.Node:
+        """The call that makes the block mask; one for all attentions that have the same mask."""
+        expression, captured = blocks.slotted(mask)
+        places = {e.place for e in mask.walk() if isinstance(e, Coordinate)}
+        sizes = [self.size(part.query, i) if place in places else 1 for i, place in enumerate("bh")]
+        args = (*sizes, self.size(part.query, 2), self.size(part.key, 2), *captured)
+        made = blocks.Builder(expression, self.device)
+        for node in self.graph.nodes:
+            if node is self.attention.output:
+                break
+            if node.op == "call_module" and self._equal(node.args, args):
+                other = self.gm.get_submodule(str(node.target))
+                if isinstance(other, blocks.Builder) and other.key == made.key:
+                    return node
+        return self.graph.call_module(self.added("blocks", made), args)
+
+    @staticmethod
+    def _equal(one: Sequence[Any], other: Sequence[Any]) -> bool:
+        """Whether two calls get the same: nodes that read the same symbolic size count as one."""
+
+        def key(arg: Any) -> Any:
+            value = arg.meta.get("val") if isinstance(arg, fx.Node) else None
+            return str(value.node.expr) if isinstance(value, torch.SymInt) else arg
+
+        return len(one) == len(other) and all(key(a) == key(b) for a, b in zip(one, other, strict=True))
 
     def flex_options(self, *, lse: bool, safe: bool) -> dict[str, Any]:
         """What torch's own front end puts into kernel_options, with ours over it."""
@@ -323,11 +372,15 @@ class _Site:
 
     def module(self, kind: str, module: fx.GraphModule) -> fx.Node:
         """A node that gives a submodule of the graph."""
+        return self.graph.get_attr(self.added(kind, module))
+
+    def added(self, kind: str, module: torch.nn.Module) -> str:
+        """The name under which a module was added to the graph's."""
         count = 0
         while hasattr(self.gm, name := f"flashlight_{kind}_{count}"):
             count += 1
         self.gm.add_submodule(name, module)
-        return self.graph.get_attr(name)
+        return name
 
 
 def _scale_as_number(part: Part) -> Part:
@@ -340,10 +393,6 @@ def _scale_as_number(part: Part) -> Part:
         return part
     by = Apply("mul", (Score(), part.scale), torch.float32)
     return changed(part, scale=1.0, score=rewritten(part.score, lambda e: by if isinstance(e, Score) else None))
-
-
-def _getitem(sequence: Sequence[Any], index: int) -> Any:
-    return sequence[index]
 
 
 def block_tuple(given: dict[str, Any], lengths: tuple[Any, Any], block: tuple[int, int], mask_module: Any) -> tuple[Any, ...]:

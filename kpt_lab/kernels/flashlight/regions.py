@@ -15,21 +15,49 @@ from torch._inductor.compile_fx import compile_fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
+from kpt_lab.kernels.flashlight.prologue import Prologue, hoist
+
 FLEX = torch.ops.higher_order.flex_attention
 
 
-def alone(gm: fx.GraphModule, examples: Sequence[Any]) -> fx.GraphModule:
+Compiler = Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
+
+
+def finish(gm: fx.GraphModule, examples: Sequence[Any], compiler: Compiler | None = None) -> Finished:
+    """A rewritten graph as a callable: block masks made beforehand and kept, the rest compiled whole or, without one, eager.
+
+    examples: the graph's inputs as Dynamo gives them to a backend (fake tensors with symbolic sizes), or real ones.
+    compiler: a Dynamo backend for the whole graph, `compile_fx` for example; it gets the block masks as inputs behind the others.
+    """
+    fake_mode = detect_fake_mode(tuple(examples)) or FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = [fake_mode.from_tensor(x) if _is_real(x) else x for x in examples]
+    prologues, masks = hoist(gm, fakes, fake_mode, lambda module, given: compile_in(module, given, fake_mode))
+    with tracing(TracingContext(fake_mode)):
+        call = compiler(gm, [*fakes, *masks]) if compiler else alone(gm, [*fakes, *masks], fake_mode)
+    return Finished(call, prologues)
+
+
+class Finished:
+    """Calls the graph's code with its inputs and its block masks; `prologues` say how often masks were built."""
+
+    def __init__(self, call: Callable[..., Any], prologues: list[Prologue]) -> None:
+        self.call, self.prologues = call, prologues
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.call(*inputs, *(mask for prologue in self.prologues for mask in prologue(inputs)))
+
+
+def alone(gm: fx.GraphModule, examples: Sequence[Any], fake_mode: FakeTensorMode) -> fx.GraphModule:
     """The graph with each FlexAttention call replaced by a call of a compiled module; all else still runs eagerly.
 
-    examples: the graph's inputs as Dynamo gives them to a backend (fake tensors with symbolic sizes, or real ones).
+    examples: the graph's inputs, fake tensors.
     """
     sites = [node for node in gm.graph.nodes if node.op == "call_function" and node.target is FLEX]
     if not sites:
         return gm
-    fake_mode = detect_fake_mode(tuple(examples)) or FakeTensorMode(allow_non_fake_inputs=True)
     values = _Values(gm, fake_mode)
     with fake_mode:
-        values.run(*[fake_mode.from_tensor(x) if _is_real(x) else x for x in examples])
+        values.run(*examples)
     for number, site in enumerate(sites):
         module, inputs = _region(gm, site)
         fakes = [values.known[node] for node in inputs]
