@@ -120,7 +120,7 @@ transformers = (
     _architecture("gemma2", "Gemma2Attention", LLAMA | {"query_pre_attn_scalar": 12, "attn_logit_softcapping": 5.0}, ROTARY, windowed),
     _architecture("olmo2", "Olmo2Attention", LLAMA, ROTARY, rotary),
     _architecture("cohere", "CohereAttention", LLAMA, ROTARY, rotary),
-    _architecture("diffllama", "DiffLlamaAttention", LLAMA, ROTARY, rotary),
+    _architecture("diffllama", "DiffLlamaAttention", LLAMA, ROTARY, rotary, softmaxes=2),
     _architecture("phi", "PhiAttention", LLAMA | {"partial_rotary_factor": 1.0}, ROTARY, rotary),
     _architecture("modernbert", "ModernBertAttention", FULL, ROTARY, lambda draw: (hidden(draw), turns(draw), padding(draw))),
     _architecture("gpt_neox", "GPTNeoXAttention", FULL, ROTARY, rotary),
