@@ -234,17 +234,17 @@ def _truths(analysis: _Analysis, expression: Apply) -> list[Bounds] | None:
 
 def _and(analysis: _Analysis, expression: Apply) -> Bounds | None:
     found = _truths(analysis, expression)
-    return found and (found[0][0] & found[1][0], found[0][1] & found[1][1])
+    return (found[0][0] & found[1][0], found[0][1] & found[1][1]) if found else None
 
 
 def _or(analysis: _Analysis, expression: Apply) -> Bounds | None:
     found = _truths(analysis, expression)
-    return found and (found[0][0] | found[1][0], found[0][1] | found[1][1])
+    return (found[0][0] | found[1][0], found[0][1] | found[1][1]) if found else None
 
 
 def _not(analysis: _Analysis, expression: Apply) -> Bounds | None:
     found = _truths(analysis, expression)
-    return found and (~found[0][1], ~found[0][0])
+    return (~found[0][1], ~found[0][0]) if found else None
 
 
 def _where(analysis: _Analysis, expression: Apply) -> Bounds | None:
