@@ -69,13 +69,16 @@ def _chunks(q: torch.Tensor, k: torch.Tensor) -> range:
     return range(0, q.shape[2], rows)
 
 
-def plain_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float) -> Pair:
-    """The definition, in chunks of queries: any dtype, width and device; float32 inside (float64 for float64)."""
+def plain_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float, first: int = 0) -> Pair:
+    """The definition, in chunks of queries: any dtype, width and device; float32 inside (float64 for float64).
+
+    Here, and in the backward, causal queries may start beside key `first` rather than key 0.
+    """
     grouped, key, value = _grouped(q, k.shape[1]), k.to(wide(k.dtype)), v.to(wide(v.dtype))
     starts = _chunks(q, k)
     out, lse = [], []
     for start in starts:
-        scores = _scores(grouped[..., start : start + starts.step, :], key, start, causal, scale)
+        scores = _scores(grouped[..., start : start + starts.step, :], key, first + start, causal, scale)
         lse.append(torch.logsumexp(scores, -1))
         out.append(torch.exp(scores - lse[-1].unsqueeze(-1)) @ value.unsqueeze(2))
     return torch.cat(out, 3).flatten(1, 2).to(q.dtype), torch.cat(lse, 3).flatten(1, 2)
@@ -83,7 +86,7 @@ def plain_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: boo
 
 def plain_backward(
     dout: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
-    causal: bool, scale: float,
+    causal: bool, scale: float, first: int = 0,
 ) -> Triple:  # fmt: skip
     """The gradients by the definition, in chunks of queries."""
     groups, key, value = k.shape[1], k.to(wide(k.dtype)), v.to(wide(v.dtype))
@@ -93,7 +96,7 @@ def plain_backward(
     starts = _chunks(q, k)
     for start in starts:
         part = slice(start, start + starts.step)
-        p = torch.exp(_scores(grouped[..., part, :], key, start, causal, scale) - rows[..., part].unsqueeze(-1))
+        p = torch.exp(_scores(grouped[..., part, :], key, first + start, causal, scale) - rows[..., part].unsqueeze(-1))
         dv += (p.transpose(-1, -2) @ upstream[..., part, :]).sum(2)
         p *= (upstream[..., part, :] @ value.unsqueeze(2).transpose(-1, -2)).sub_(share[..., part, :]).mul_(scale)
         dq[..., part, :] = p @ key.unsqueeze(2)

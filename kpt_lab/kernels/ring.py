@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention.bias import causal_lower_right
 
 from kpt_lab.core import Cost, Problem, Technique, Unsupported, Workload, dtype_name, to_dtype
-from kpt_lab.kernels import TIMED
+from kpt_lab.kernels import TIMED, blockwise
 from kpt_lab.kernels.ring_steps import Attention, Ring
 
 Layout = Literal["zigzag", "contiguous"]
@@ -162,23 +162,47 @@ class _Gather(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Specification:
-    """Attention by PyTorch's own function: gather all keys and values, then one call for each chunk of tokens held here."""
+    """Attention without a ring: gather all keys and values, then each chunk of tokens held here against those that it sees.
+
+    16-bit tensors take PyTorch's own function; wider ones (the oracle) the definition in chunks of queries, since PyTorch would
+    hold all scores at once, and ranks that run out of memory one by one would lose each other.
+    """
 
     causal: bool
     layout: str
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        keys, values = (unshard(x, 2, None, self.layout).repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-        if not self.causal:
-            return torch.nn.functional.scaled_dot_product_attention(q, keys, values)
+        keys, values = (unshard(x, 2, None, self.layout) for x in (k, v))
         rank, count = _place(None)
         places = [rank] if self.layout == "contiguous" else [rank, 2 * count - 1 - rank]
+        chunks = q.chunk(len(places), 2) if self.causal else [q]
         outs = []
-        for chunk, place in zip(q.chunk(len(places), 2), places, strict=True):
-            end = (place + 1) * chunk.shape[2]
-            mask = causal_lower_right(chunk.shape[2], end)
-            outs.append(torch.nn.functional.scaled_dot_product_attention(chunk, keys[:, :, :end], values[:, :, :end], mask))
+        for chunk, place in zip(chunks, places, strict=False):
+            end = (place + 1) * chunk.shape[2] if self.causal else keys.shape[2]
+            first = end - chunk.shape[2] if self.causal else -1
+            one = _library if q.dtype in (torch.float16, torch.bfloat16) else _Definition.apply
+            outs.append(one(chunk, keys[:, :, :end], values[:, :, :end], first))
         return torch.cat(outs, 2)
+
+
+def _library(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: int) -> torch.Tensor:
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    mask: Any = causal_lower_right(q.shape[2], k.shape[2]) if first >= 0 else None
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
+
+
+class _Definition(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: int) -> torch.Tensor:
+        ctx.settings = first >= 0, q.shape[3] ** -0.5, max(first, 0)
+        out, lse = blockwise.plain_forward(q, k, v, *ctx.settings)
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return *blockwise.plain_backward(dout, *ctx.saved_tensors, *ctx.settings), None
 
 
 def _inputs(

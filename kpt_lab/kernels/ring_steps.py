@@ -15,6 +15,8 @@ from kpt_lab.kernels import blockwise
 
 PIECES = 4  # head groups of a backward's last step: all but the last one's gradients travel behind the next one's arithmetic
 LONG = 8192  # local tokens from which a quarter of the heads still fills a GPU
+HEAD_START = 0  # cycles for which a GPU's compute stream sleeps once a transfer has started, so that the transfer's blocks are
+# resident before a kernel that never gives a multiprocessor back takes them all; 0 until a machine shows that it pays
 
 
 class Ring(NamedTuple):
@@ -64,6 +66,8 @@ class _Transfer:
             for tensor, peer in listed
         ]
         self.works = dist.batch_isend_irecv(operations) if operations else []
+        if HEAD_START and operations and operations[0].tensor.is_cuda:
+            torch.cuda._sleep(HEAD_START)
 
     def wait(self) -> list[torch.Tensor]:
         """The received tensors; on CUDA the current stream waits, not the host."""

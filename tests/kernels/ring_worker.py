@@ -1,6 +1,7 @@
 """One rank: `python ring_worker.py RANK COUNT STORE PATIENCE` runs every scenario and prints a line of JSON for each."""
 
 import datetime
+import itertools
 import json
 import random
 import sys
@@ -192,14 +193,30 @@ def second():
 def measured():
     found = {}
     options = {"group": True, "budget": 0.05, "heads": 2, "groups": 1, "width": 8, "length": 32 * dist.get_world_size()}
-    for workload in (ring.forward, ring.backward):
-        for causal, layout in ((True, "zigzag"), (True, "contiguous"), (False, "contiguous")):
-            trials = kpt.measure(workload, ring.techniques, causal=causal, layout=layout, **options)
-            found[f"{workload.name} {causal} {layout}"] = {t.label: [t.status, t.advice] for t in trials}
+    for workload, dtype, causal, layout in (
+        (ring.forward, "bfloat16", True, "zigzag"),
+        (ring.backward, "float32", True, "contiguous"),
+        (ring.backward, "float32", False, "zigzag"),
+    ):
+        trials = kpt.measure(workload, ring.techniques, dtype=dtype, causal=causal, layout=layout, **options)
+        found[f"{workload.name} {causal} {layout}"] = {t.label: [t.status, t.advice] for t in trials}
     return found
 
 
-ALL = (exact, plain_kernel, rounded, pieces, strided, repeated, shards, mistakes, second)
+def specified():
+    """Errors of the workloads' specification, as the oracle and (in bfloat16) as PyTorch's own function."""
+    found = []
+    for shape, dtype in itertools.product((SHAPES[2], SHAPES[3], SHAPES[4]), (torch.float64, torch.bfloat16)):
+        tensors, layout, causal = whole(shape, dtype)
+        wanted = with_gradients(lambda q, k, v, causal=causal: dense(q, k, v, causal), *(x.double() for x in tensors))
+        shards = [ring.shard(x, 2, None, layout) for x in tensors]
+        mine = with_gradients(ring.Specification(causal, layout), *shards)
+        errors = [scaled_error(a, ring.shard(b, 2, None, layout)) for a, b in zip(mine, wanted, strict=True)]
+        found.append([str(dtype).removeprefix("torch."), max(errors)])
+    return found
+
+
+ALL = (exact, plain_kernel, rounded, pieces, strided, repeated, shards, mistakes, second, specified)
 ONLY = {2: (measured,), 3: (subgroup,), 4: (subgroup,)}
 
 

@@ -137,12 +137,20 @@ def test_one_sentence_for_a_wrong_argument(ranks):
 
 
 @needs_gloo
+def test_the_specification_is_dense_attention(ranks):
+    for rank in ranks[1]:
+        assert len(rank["specified"]) == 6
+        for dtype, error in rank["specified"]:
+            assert error < (1e-13 if dtype == "float64" else 32 * unit_roundoff(dtype))
+
+
+@needs_gloo
 def test_workloads_are_measured_by_a_group(ranks):
     count, found = ranks
     if count != 2:
         pytest.skip("measured with two ranks only")
     for rank in found:
-        assert len(rank["measured"]) == 6
+        assert len(rank["measured"]) == 3
         for name, trials in rank["measured"].items():
             assert trials["ring"] == ["ok", ""], name
             assert trials["context_parallel"][0] == "unsupported"
