@@ -20,7 +20,7 @@ from torch import fx
 from torch.nn.attention import flex_attention as flex
 
 from kpt_lab.core import Unsupported, dtype_name
-from kpt_lab.kernels.flashlight import blocks, functions, proofs
+from kpt_lab.kernels.flashlight import attend, blocks, choose, functions, proofs
 from kpt_lab.kernels.flashlight.expression import (
     Apply,
     Attention,
@@ -44,14 +44,16 @@ class Options:
 
     empty_rows: what a query without any key gives: "eager" as eager PyTorch (the mean of all values where masked scores were
                 finite, NaN where they were -inf), "zero" skips that.
-    kernel:     "auto", or one of `choose.KERNELS` to force it.
+    kernel:     "auto", "flex", or one of `attend.KERNELS`.
+    measure:    race kernels on a CUDA device where no choice is remembered for the shape.
     block_masks: skip blocks of keys that the mask leaves out.
-    training:   whether gradients will be asked for; None reads torch.is_grad_enabled().
+    training:   whether gradients will be asked for; None asks whether grad mode is on and an input of the graph requires them.
     kernel_options: for FlexAttention's templates, over what was chosen.
     """
 
     empty_rows: Literal["eager", "zero"] = "eager"
     kernel: str = "auto"
+    measure: bool = True
     block_masks: bool = True
     training: bool | None = None
     kernel_options: dict[str, Any] = field(default_factory=dict)
@@ -59,6 +61,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.empty_rows not in ("eager", "zero"):
             raise ValueError(f"empty_rows is {self.empty_rows!r}; accepted are 'eager' and 'zero'")
+        if self.kernel not in (accepted := ("auto", "flex", *attend.KERNELS)):
+            raise ValueError(f"kernel is {self.kernel!r}; accepted are {', '.join(accepted)}")
 
 
 def replace(gm: fx.GraphModule, attention: Attention, *, options: Options | None = None) -> Lowering:
@@ -93,6 +97,8 @@ class _Site:
         self.output = value_of(attention.output)
         self.device = self.output.device
         self.dtype = self._common_dtype()
+        self.measured: dict[str, float] = {}
+        self.training = _training(gm) if options.training is None else options.training
 
     # ---- the whole
 
@@ -118,24 +124,48 @@ class _Site:
         attention.output.replace_all_uses_with(result)
         kernel = kernels[0] if len(set(kernels)) == 1 else " + ".join(kernels)
         times = f"{len(kernels)} calls, summed: " if len(kernels) > 1 else ""
-        return Lowering(kernel, times + "; ".join(dict.fromkeys(reasons)), {})
+        return Lowering(kernel, times + "; ".join(dict.fromkeys(reasons)), self.measured)
 
     def part(self, part: Part, value: fx.Node) -> tuple[fx.Node, str, str]:
         """One softmax times the values as (b, h, l, d), the kernel's name and the reason for it."""
         query, key = self.operand(part.query), self.operand(part.key)
         form, reason = self.form(part)
         forced = self.options.kernel
-        if form != "flex" and forced.startswith("flex"):
-            form, reason = "flex", f"{forced} was asked for"
-        if form == "flex" and not (forced == "auto" or forced.startswith("flex")):
-            raise Unsupported(f"kernel is {forced!r}, which has no mask or score function: {reason}")
-        if form != "flex":
-            return self.sdpa(part, query, key, value, causal=form == "causal"), "sdpa", reason
+        if form != "flex" and forced != "flex":
+            choice = self.choice(part, form)
+            self.measured.update(choice.seconds)
+            out = self.call(
+                attend.attention, query, key, value, choice.kernel, form == "causal", float(part.scale), self.attention.dropout  # type: ignore[arg-type]
+            )  # fmt: skip
+            return out, choice.kernel, f"{reason}; {choice.reason}"
+        if forced not in ("auto", "flex"):
+            raise Unsupported(f"kernel is {forced!r}, which has no mask or score function, and {reason}")
         if self.attention.dropout:
             raise Unsupported(
                 f"the probabilities are dropped out (p = {self.attention.dropout:g}) and {reason}: no fused kernel has both"
             )
-        return self.flex(part, query, key, value), "flex", reason
+        return self.flex(part, query, key, value), "flex", reason if forced == "auto" else f"flex was asked for; {reason}"
+
+    def choice(self, part: Part, form: str) -> choose.Choice:
+        """The kernel for a plain or causal part."""
+        shape = self.shape(part, form)
+        if self.options.kernel == "auto":
+            return choose.kernel_for(shape, self.device, dropout=self.attention.dropout, measure=self.options.measure)
+        why = attend.refused(
+            self.options.kernel, dtype=self.dtype, width=shape.width, value_width=shape.value_width,
+            dropout=self.attention.dropout, device=self.device,
+        )  # fmt: skip
+        if why:
+            raise Unsupported(f"kernel {self.options.kernel!r} was asked for: {why}")
+        return choose.Choice(self.options.kernel, f"{self.options.kernel} was asked for", {}, {})
+
+    def shape(self, part: Part, kind: str) -> choose.Shape:
+        """What choices are remembered by; symbolic lengths by the size at hand."""
+        queries, keys = (_hint(length) for length in self.lengths(part))
+        width, value_width, heads = (
+            _hint(self.extent(o, place)) for o, place in ((part.query, 3), (self.attention.value, 3), (part.query, 1))
+        )
+        return choose.Shape(self.dtype, width, value_width, heads, part.groups, queries, keys, kind, self.training)
 
     def form(self, part: Part) -> tuple[Literal["plain", "causal", "flex"], str]:
         """What the part is, proved from its expressions: "plain", "causal", or "flex" for all else, and why."""
@@ -260,19 +290,14 @@ class _Site:
 
     # ---- kernels
 
-    def sdpa(self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node, causal: bool) -> fx.Node:
-        """One call of scaled dot product attention."""
-        return self.call(
-            aten.scaled_dot_product_attention.default, query, key, value, None, self.attention.dropout, causal,
-            scale=float(part.scale), enable_gqa=part.groups > 1,  # type: ignore[arg-type]
-        )  # fmt: skip
-
     def flex(self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node) -> fx.Node:
         """One call of the FlexAttention operator, and what makes empty rows as eager has them."""
         if self.dtype not in FLOATS:
             raise Unsupported(f"FlexAttention's kernels take float16, bfloat16 and float32, not {dtype_name(self.dtype)}")
         if self.device.type not in ("cuda", "cpu"):
             raise Unsupported(f"FlexAttention is lowered to on cuda and cpu, not on {self.device.type}")
+        if self.device.type == "cpu" and self.training:
+            raise Unsupported("FlexAttention has no backward on a CPU: run under torch.no_grad(), or on a CUDA device")
         part = _scale_as_number(part)
         filled = self.options.empty_rows == "eager" and not proofs.rows_have_keys(part.mask, *self.lengths(part))
         score, mask = functions.score_function(part.score), functions.mask_function(part.mask)
@@ -286,7 +311,7 @@ class _Site:
         query, key, values, width = self.widened(part, query, key, widened if counted else value, counted)
         both = self.call(
             torch.ops.higher_order.flex_attention, query, key, values, self.module("score", score.module),
-            self.blocks(part, mask_module), float(part.scale), self.flex_options(lse=filled, safe=safe),  # type: ignore[arg-type]
+            self.blocks(part, mask_module), float(part.scale), self.flex_options(part, lse=filled, safe=safe),  # type: ignore[arg-type]
             score.buffers, mask.buffers,
         )  # fmt: skip
         out = self.call(operator.getitem, both, 0)
@@ -361,14 +386,15 @@ class _Site:
 
         return len(one) == len(other) and all(key(a) == key(b) for a, b in zip(one, other, strict=True))
 
-    def flex_options(self, *, lse: bool, safe: bool) -> dict[str, Any]:
+    def flex_options(self, part: Part, *, lse: bool, safe: bool) -> dict[str, Any]:
         """What torch's own front end puts into kernel_options, with ours over it."""
         value = self.output
         extra = {"return_aux": flex.AuxRequest(lse=lse)} if lse and self.device.type == "cuda" else {}
-        training = torch.is_grad_enabled() if self.options.training is None else self.options.training
-        with torch.set_grad_enabled(training):
+        with torch.set_grad_enabled(self.training):
             made = flex._apply_kernel_options(value, value, value, False, {"ROWS_GUARANTEED_SAFE": safe}, **extra)
-        return {**made, **self.options.kernel_options}
+        kind = f"flex{'' if isinstance(part.score, Score) else ' score'}{' mask' if part.mask is not None else ''}"
+        tuned = choose.flex_options(self.shape(part, kind), self.device).options
+        return {**made, **tuned, **self.options.kernel_options}
 
     def module(self, kind: str, module: fx.GraphModule) -> fx.Node:
         """A node that gives a submodule of the graph."""
@@ -381,6 +407,19 @@ class _Site:
             count += 1
         self.gm.add_submodule(name, module)
         return name
+
+
+def _training(gm: fx.GraphModule) -> bool:
+    inputs = (node.meta.get("example_value", node.meta.get("val")) for node in gm.graph.nodes if node.op == "placeholder")
+    return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    """A size as a number; for a symbolic one, that of the call at hand, or 4096 where it has none."""
+    if isinstance(size, int):
+        return size
+    hint = getattr(size.node, "hint", None)
+    return hint if isinstance(hint, int) else 4096
 
 
 def _scale_as_number(part: Part) -> Part:

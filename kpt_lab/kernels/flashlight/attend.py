@@ -1,0 +1,134 @@
+"""Plain and causal attention through the library's kernels: cuDNN, FlashAttention-2 and -3, the memory-efficient one.
+
+One function of (b, h, l, d) tensors with the kernel's name: torch's own scaled dot product attention inside a context that allows
+one backend alone. Torch then keeps its checks, its padding, its grouped heads and its autograd, and AOTAutograd traces the
+backend's operator itself, so that nothing is added to the kernel's time; an operator of our own around them would have to fix
+one memory layout for outputs that the backends lay out differently. FlashAttention-3 is not in torch: it has an operator here, with
+cuDNN's backward.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kpt_lab.core import Unsupported
+
+BACKENDS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}  # fmt: skip
+KERNELS = (*BACKENDS, "fa3", "sdpa")  # "sdpa": whatever torch picks
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, kernel: str, causal: bool, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """softmax(scale · query · keyᵀ) · value of (b, h, l, d) tensors by one kernel of KERNELS; key and value may have fewer heads.
+
+    causal: query i attends keys 0 to i. Raises RuntimeError where the kernel does not take the inputs.
+    """
+    grouped = query.shape[1] != key.shape[1]
+    if kernel == "fa3":
+        return fa3(query, key, value, causal, scale)[0]
+    if kernel == "efficient" and grouped:  # it has no grouped heads: a view of each key head for all of its queries
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.unsqueeze(2).expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (key, value))
+        grouped = False
+    context = sdpa_kernel(BACKENDS[kernel]) if kernel in BACKENDS else nullcontext()
+    with context:
+        return F.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+        )
+
+
+def refused(kernel: str, *, dtype: torch.dtype, width: int, value_width: int, dropout: float, device: torch.device) -> str:
+    """Why a kernel can't take such inputs, as a clause; "" where nothing is known against it."""
+    if kernel == "sdpa":
+        return ""
+    if device.type != "cuda":
+        return f"{kernel} is a CUDA kernel"
+    if kernel != "efficient" and dtype not in HALVES:
+        return f"{kernel} takes float16 and bfloat16"
+    if kernel == "fa3":
+        if not has_fa3():
+            return "fa3-fwd is not installed"
+        if torch.cuda.get_device_capability(device)[0] != 9:
+            return "FlashAttention-3 is for Hopper"
+        if dropout:
+            return "FlashAttention-3 has no dropout"
+    if kernel in ("flash", "fa3") and (width > 256 or width != value_width):
+        return f"{kernel} takes one head width of up to 256"
+    if kernel == "cudnn" and (width % 8 or value_width % 8 or max(width, value_width) > 256):
+        return "cuDNN takes head widths of up to 256 that divide by 8"
+    return ""
+
+
+# ---- FlashAttention-3
+
+
+@functools.cache
+def has_fa3() -> bool:
+    """Whether a FlashAttention-3 that we know how to call is installed: the fa3-fwd wheel."""
+    return importlib.util.find_spec("fa3_fwd_interface") is not None
+
+
+@torch.library.custom_op("kpt_lab::fa3", mutates_args=())
+def fa3(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """FlashAttention-3 of (b, h, l, d) tensors: the output, laid out (b, l, h, d) in memory, and float32 row sums (b, h, l).
+
+    causal: only of equally many queries and keys, since this kernel aligns the mask to the last key. Raises Unsupported.
+    """
+    if causal and query.shape[2] != key.shape[2]:
+        raise Unsupported("FlashAttention-3 aligns its causal mask to the last key; pass equally many queries and keys")
+    import fa3_fwd_interface as library  # type: ignore[import-not-found]
+
+    out, sums = library.flash_attn_func(
+        *(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scale, causal=causal, return_attn_probs=True
+    )[:2]
+    return out.transpose(1, 2), sums
+
+
+@fa3.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    b, h, l, _ = query.shape  # noqa: E741
+    out = query.new_empty((b, l, h, value.shape[3])).transpose(1, 2)
+    return out, query.new_empty((b, h, l), dtype=torch.float32)
+
+
+@torch.library.custom_op("kpt_lab::fa3_backward", mutates_args=())
+def fa3_backward(
+    upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, sums: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by cuDNN's backward, which reads the same row sums (natural logarithm of the sum of exponentials)."""
+    none = torch.zeros((), dtype=torch.int64, device=query.device)
+    found = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+        upstream, query, key, value, out, sums.unsqueeze(-1), none, none, None, None, None, query.shape[2], key.shape[2], 0.0,
+        causal, scale=scale,
+    )  # fmt: skip
+    return tuple(gradient.contiguous() for gradient in found)
+
+
+@fa3_backward.register_fake
+def _(upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(x.new_empty(x.shape) for x in (query, key, value))  # type: ignore[return-value]
+
+
+def _save(ctx, inputs, output) -> None:
+    query, key, value, ctx.causal, ctx.scale = inputs
+    out, sums = output
+    ctx.mark_non_differentiable(sums)
+    ctx.save_for_backward(query, key, value, out, sums)
+
+
+def _backward(ctx, upstream: Tensor, _: Tensor):
+    return (*fa3_backward(upstream, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None)
+
+
+fa3.register_autograd(_backward, setup_context=_save)
