@@ -71,8 +71,8 @@ def dropped_weights_of_two_values(q, k, v, w):
 
 @near_miss("not over the keys")
 def slots(q, k, v):
-    weights = torch.softmax(scores(q, k), dim=-2) + 1e-8
-    return (weights / weights.sum(dim=-1, keepdim=True)) @ v
+    weights = torch.softmax(scores(q, k), dim=-2)
+    return (weights / (weights.sum(dim=-1, keepdim=True) + 1e-8)) @ v
 
 
 @near_miss("not over the keys")
@@ -197,7 +197,7 @@ def symmetric_scores(q, k, v):
     return (s + s.transpose(-2, -1)).softmax(-1) @ v
 
 
-@near_miss("depends on the scores|used elsewhere|depends on the key")
+@near_miss("no linear combination of softmaxes")
 def squared_weights(q, k, v):
     weights = scores(q, k).softmax(-1)
     return (weights * weights) @ v
@@ -274,7 +274,10 @@ def weights_times_pairs(q, k, v, gate):
     return (scores(q, k).softmax(-1) * gate.sigmoid()) @ v
 
 
-@near_miss("depends on the key", lambda draw: (*qkv()(draw), draw.boolean(2, 1, 19, 19)))
+@near_miss(
+    "depends on the key|masked after the softmax by a condition that the scores were not masked with",
+    lambda draw: (*qkv()(draw), draw.boolean(2, 1, 19, 19)),
+)
 def weights_masked_late(q, k, v, mask):
     return scores(q, k).softmax(-1).masked_fill(~mask, 0.0) @ v
 
