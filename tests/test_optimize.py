@@ -386,6 +386,14 @@ def test_a_graph_is_replayed_while_the_model_is_looked_at_and_dropped_where_it_c
     count = len(replays)
     same_as(found, plain)
     assert len(replays) == count + 1
+    hook = found.register_forward_pre_hook(lambda _, args: (args[0] + 1,))
+    torch.testing.assert_close(found(X), plain(X + 1).detach())  # not what was launched with X
+    hook.remove()
+    assert len(replays) == count + 3
+    with pytest.warns(UserWarning, match="another form of inputs"):
+        assert found(X[:2]).shape == (2, 7)
+    found.as_passed.clear()
+    count = len(replays) - 1
     plain.linear.weight.data = 2 * plain.linear.weight.data
     for _ in range(2):
         with warnings.catch_warnings():

@@ -125,7 +125,7 @@ def _cuda_graph(fn: Any, args: tuple) -> Any:
                     raise Unsupported(
                         f"captured for {tuple(mine.shape)} {mine.dtype}, called with {tuple(theirs.shape)} {theirs.dtype}"
                     )
-                mine.copy_(theirs)
+                mine.copy_(theirs.detach())  # autograd must not see a write into the captured tensor
             elif mine != theirs:
                 raise Unsupported(f"captured with the argument {mine!r}, called with {theirs!r}")
         graph.replay()
