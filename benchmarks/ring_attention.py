@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -59,7 +60,7 @@ def arguments() -> argparse.Namespace:
     chosen.heads = chosen.heads or (4 if quick else 32)
     chosen.groups = chosen.groups or ([4, 2] if quick else [32, 8])
     chosen.width = chosen.width or (16 if quick else 128)
-    chosen.budget = chosen.budget or (0.3 if quick else 15.0)
+    chosen.budget = chosen.budget or (0.3 if quick else 10.0)
     chosen.dtype = chosen.dtype or ("float32" if chosen.device == "cpu" else "bfloat16")
     return chosen
 
@@ -67,8 +68,13 @@ def arguments() -> argparse.Namespace:
 def say(**fields: Any) -> None:
     """One line of JSON, from rank 0; what is not a number is null."""
     if dist.get_rank() == 0:
-        fields = {name: None if value != value else value for name, value in fields.items()}
+        fields = {name: finite(value) for name, value in fields.items()}
         print(json.dumps({**fields, "at_s": round(time.perf_counter() - START, 1)}), flush=True)
+
+
+def finite(value: Any) -> Any:
+    """None for NaN and infinity, which JSON has not."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def agreed(choice: Any) -> Any:
@@ -185,7 +191,7 @@ def timed(args: argparse.Namespace, part: str, length: int, groups: int, causal:
             part=part, length=length, groups=groups, causal=causal, layout=layout, technique=trial.label, status=trial.status,
             advice=trial.advice, ms=1e3 * trial.time, error=getattr(trial.metrics.get("error"), "value", None),
             blocks=trial.chosen.get("blocks"),
-            ratio=[ratio.value, ratio.low, ratio.high, ratio.verdict] if ratio else None,
+            ratio=[ratio.value, *map(finite, (ratio.low, ratio.high)), ratio.verdict] if ratio else None,
             over=best[0].label if best else None,
         )  # fmt: skip
 

@@ -78,9 +78,10 @@ def plain_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: boo
     starts = _chunks(q, k)
     out, lse = [], []
     for start in starts:
-        scores = _scores(grouped[..., start : start + starts.step, :], key, first + start, causal, scale)
+        seen = slice(0, first + start + starts.step if causal else None)
+        scores = _scores(grouped[..., start : start + starts.step, :], key[:, :, seen], first + start, causal, scale)
         lse.append(torch.logsumexp(scores, -1))
-        out.append(torch.exp(scores - lse[-1].unsqueeze(-1)) @ value.unsqueeze(2))
+        out.append(scores.sub_(lse[-1].unsqueeze(-1)).exp_() @ value[:, :, seen].unsqueeze(2))
     return torch.cat(out, 3).flatten(1, 2).to(q.dtype), torch.cat(lse, 3).flatten(1, 2)
 
 
@@ -95,12 +96,13 @@ def plain_backward(
     dq, dk, dv = torch.empty_like(grouped), torch.zeros_like(key), torch.zeros_like(value)
     starts = _chunks(q, k)
     for start in starts:
-        part = slice(start, start + starts.step)
-        p = torch.exp(_scores(grouped[..., part, :], key, first + start, causal, scale) - rows[..., part].unsqueeze(-1))
-        dv += (p.transpose(-1, -2) @ upstream[..., part, :]).sum(2)
-        p *= (upstream[..., part, :] @ value.unsqueeze(2).transpose(-1, -2)).sub_(share[..., part, :]).mul_(scale)
-        dq[..., part, :] = p @ key.unsqueeze(2)
-        dk += (p.transpose(-1, -2) @ grouped[..., part, :]).sum(2)
+        part, seen = slice(start, start + starts.step), slice(0, first + start + starts.step if causal else None)
+        some, some_values = key[:, :, seen], value[:, :, seen]
+        p = _scores(grouped[..., part, :], some, first + start, causal, scale).sub_(rows[..., part].unsqueeze(-1)).exp_()
+        dv[:, :, seen].add_((p.transpose(-1, -2) @ upstream[..., part, :]).sum(2))
+        p *= (upstream[..., part, :] @ some_values.unsqueeze(2).transpose(-1, -2)).sub_(share[..., part, :]).mul_(scale)
+        dq[..., part, :] = p @ some.unsqueeze(2)
+        dk[:, :, seen].add_((p.transpose(-1, -2) @ grouped[..., part, :]).sum(2))
     return dq.flatten(1, 2).to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 

@@ -160,7 +160,7 @@ def _backward(
                 # the kernels want adjacent rows of lse
                 given = queries[0], queries[1], *block, queries[2], lse[:, heads, rows].contiguous(), ring.scale
                 dq, *gradients = run(False, *given)
-                totals[0][:, heads, rows] += dq
+                totals[0][:, heads, rows].add_(dq)  # not +=, which would also copy the view onto itself
             if theirs:
                 like = [x[:, keys, theirs[1]] for x in (k, v)]
                 transfer = _give_back(ring, step, gradients, like)
@@ -176,7 +176,7 @@ def _add_arrived(totals: list[torch.Tensor], returning: list[tuple[_Transfer, sl
     while len(returning) > keep:
         transfer, keys, columns = returning.pop(0)
         for total, part in zip(totals[1:], transfer.wait(), strict=False):  # nothing was received where we only sent
-            total[:, keys, columns] += part
+            total[:, keys, columns].add_(part)
 
 
 def _pieces(q: torch.Tensor, k: torch.Tensor, last: bool) -> list[tuple[slice, slice]]:
