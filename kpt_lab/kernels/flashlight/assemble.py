@@ -10,6 +10,7 @@ from torch import fx
 from kpt_lab.kernels.flashlight import algebra, masks, roles
 from kpt_lab.kernels.flashlight.algebra import ONE, Variable, apply, conjuncts, substitute, variables
 from kpt_lab.kernels.flashlight.capture import is_random
+from kpt_lab.kernels.flashlight.contraction import contraction
 from kpt_lab.kernels.flashlight.expression import Apply, Attention, Constant, Expression, Fill, Load, Part, Score
 from kpt_lab.kernels.flashlight.index import Arguments, Index, name_of, value
 from kpt_lab.kernels.flashlight.roles import Digits, Roles, Source
@@ -78,7 +79,9 @@ class Assembly:
             raise Refused("the product with the values meets a diagonal of the softmax")
         return tuple(found)
 
-    def _source(self, where: tuple[fx.Node, Index], what: str, numbers: bool = False, dtype: torch.dtype | None = None) -> Source:
+    def _source(
+        self, where: tuple[fx.Node, Index], what: str, numbers: bool = False, dtype: torch.dtype | None = None
+    ) -> Source:
         from kpt_lab.kernels.flashlight.match import Refused
 
         node, index = where
@@ -152,15 +155,51 @@ class Assembly:
         from kpt_lab.kernels.flashlight.match import Refused
 
         for load in masks.loads(expression):
-            if any(self.proof.matcher.descends(load.tensor, score) for score in scores):
-                raise Refused(f"a bias or mask depends on the scores through {name_of(load.tensor) or load.tensor.name}")
-            names = {v.name for v in variables(load)}
-            both = {"q", "k"} <= names
             if is_random(load.tensor):
                 raise Refused("a bias or mask is random")
-            if both and load.tensor.op not in ("placeholder", "get_attr"):
+            if any(self.proof.matcher.descends(load.tensor, score) for score in scores):
+                raise Refused(f"a bias or mask depends on the scores through {name_of(load.tensor) or load.tensor.name}")
+            if self._of_pairs(load) and not (self._given(load.tensor) and self._projected(load)):
                 what = name_of(load.tensor) or "an operation"
                 raise Refused(f"a bias or mask with an element for each query and key is computed in the graph by {what}")
+
+    def _of_pairs(self, load: Load) -> bool:
+        """Whether the tensor has an element for each query and key: one dimension for each, or one for both."""
+        names = [{v.name for v in variables(i)} & {"q", "k"} for i in load.index]
+        if len(set().union(*names)) < 2 if names else True:
+            return False
+        pairs = roles.hint(self.roles.place("q").extent) * roles.hint(self.roles.place("k").extent)
+        apart = any("q" in a and "k" in b for i, a in enumerate(names) for j, b in enumerate(names) if i != j)
+        return apart or any(
+            len(n) == 2 and roles.hint(x) >= pairs for n, x in zip(names, self.reader.shape(load.tensor), strict=True)
+        )
+
+    def _projected(self, load: Load) -> bool:
+        """Whether a product that the load reads multiplies pairs by weights, and not queries or keys by pairs."""
+        found = contraction(load.tensor, self.reader)
+        if found is None:
+            return True
+        inner = {x: Variable(f"w{x}", found.extents[x]) for x in found.reduced}
+        names = [
+            {v.name for i in index for v in variables(i)} & {"q", "k"}
+            for index in found.indices(self.reader, load.index, inner)
+        ]
+        return not min(names, key=len)
+
+    def _given(self, node: fx.Node) -> bool:
+        """Whether the caller passed a tensor of queries by keys that this one is made of: then one more is theirs too."""
+        wanted = {self.roles.place("q").extent, self.roles.place("k").extent}
+        queue, seen = [node], {node}
+        while queue:
+            held = queue.pop()
+            if held.op in ("placeholder", "get_attr") and isinstance(value(held), torch.Tensor):
+                shape = self.reader.shape(held)
+                if wanted <= set(shape) and (len(wanted) == 2 or shape.count(next(iter(wanted))) > 1):
+                    return True
+            new = [parent for parent in held.all_input_nodes if parent not in seen]
+            seen.update(new)
+            queue += new
+        return node.op in ("placeholder", "get_attr")
 
     def part(self, i: int) -> tuple[Expression, float | Expression, Expression | None, Fill, Expression | None]:
         """Score, scale, mask, fill and coefficient of one softmax."""
@@ -187,7 +226,9 @@ class Assembly:
                 scale *= factor
             else:
                 score = algebra.substitute(score, {})
-                score = masks.replace(score, lambda p: apply("mul", (Score(), Constant(factor)), torch.float32) if p == Score() else None)
+                score = masks.replace(
+                    score, lambda p: apply("mul", (Score(), Constant(factor)), torch.float32) if p == Score() else None
+                )
         coefficient = scored.term.coefficient
         if coefficient is not None:
             coefficient = replaced_products(self.whole(coefficient))
@@ -204,7 +245,11 @@ class Assembly:
             case Apply("sub" | "add", (left, right), _) if isinstance(right, Load) and key not in variables(right):
                 if any(self.proof.matcher.descends(right.tensor, score) for score in scores):
                     return self._without_rows(left, scores, key)
-            case Apply("where", (condition, kept, Constant(number)), dtype) if isinstance(number, float) and number <= masks.LOW:
+            case Apply("mul" | "div" as op, (left, right), dtype) if key not in variables(right) and not masks.scored(right):
+                return apply(op, (self._without_rows(left, scores, key), right), dtype)
+            case Apply("where", (condition, kept, Constant(number)), dtype) if (
+                isinstance(number, float) and number <= masks.LOW
+            ):
                 return Apply("where", (condition, self._without_rows(kept, scores, key), Constant(number)), dtype)
         return between
 
@@ -225,7 +270,9 @@ class Assembly:
                 condition = self._quantified(condition, found.mask)
             wanted, present = set(conjuncts(condition)), set(conjuncts(found.mask))
             if not wanted <= present:
-                raise Refused("the probabilities are masked after the softmax by a condition that the scores were not masked with")
+                raise Refused(
+                    "the coefficient of the softmax depends on the key: it is masked afterwards by what the scores were not"
+                )
             if found.mask is not None and not certain(found.mask):
                 if wanted != present:
                     raise Refused("the probabilities are masked after the softmax by a part of the mask only")
@@ -296,8 +343,8 @@ def _output(made: Assembly, graph: fx.Graph, end: fx.Node) -> tuple[fx.Node, tup
         with graph.inserting_before(end):
             extents, back = ([roles.number(roles.extent_of(held), graph) for held in x] for x in (apart, digits))
         with graph.inserting_after(end):
-            node = roles.call(graph, torch.ops.aten.view.default, end, extents)
+            node = roles.call(graph, torch.ops.aten.reshape.default, end, extents)
         with graph.inserting_after(node):
-            whole = roles.call(graph, torch.ops.aten.view.default, node, back)
+            whole = roles.call(graph, torch.ops.aten.reshape.default, node, back)
         end.replace_all_uses_with(whole, delete_user_cb=lambda user: user is not node)
     return node, roles.places(apart, wanted)

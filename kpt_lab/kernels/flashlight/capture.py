@@ -21,6 +21,8 @@ from kpt_lab.core import Unsupported
 
 def functional_form(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
     """The same function of the same inputs as a functional graph of ATen operators; Unsupported says why there is none."""
+    if any("functorch" in getattr(node.target, "__module__", "") for node in graph_module.graph.nodes if callable(node.target)):
+        raise Unsupported("the graph uses vmap or another transform of torch.func")
     mode = detect_fake_mode(inputs)
     if mode is None:
         raise Unsupported("the graph comes without fake tensors; capture it with torch.compile")
@@ -31,21 +33,19 @@ def functional_form(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> fx.G
     def functional(*args: Any) -> Any:
         with FunctionalTensorMode(pre_dispatch=True, export=True):
             wrapped = [FunctionalTensor.to_functional(x) if isinstance(x, torch.Tensor) else x for x in args]
-            outputs = graph_module(*wrapped)
+            outputs = fx.Interpreter(graph_module).run(*wrapped)
             changes = [(i, _plain(x)) for i, x in enumerate(wrapped) if _written(x, i)]
             written[:] = [(i, None) for i, _ in changes]
             return tree_map(_plain, outputs), tuple(change for _, change in changes)
 
     try:
-        with mode:
+        with mode, fx.traceback.preserve_node_meta():
             graph = make_fx(functional, pre_dispatch=True)(*fakes)
     except Unsupported:
         raise
     except Exception as error:  # whatever tracing raises, the original graph still runs
         reason = str(error).strip().splitlines()
-        raise Unsupported(
-            f"the graph has no functional form: {type(error).__name__}: {reason[0] if reason else ''}"
-        ) from error
+        raise Unsupported(f"the graph has no functional form: {type(error).__name__}: {reason[0] if reason else ''}") from error
     _write_back(graph, [i for i, _ in written])
     _tidy(graph)
     return graph
@@ -114,6 +114,8 @@ def _tidy(graph_module: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
+        elif node.target is torch.ops.aten.view.default:  # a kernel may lay its output out otherwise than the original did
+            node.target = torch.ops.aten.reshape.default
     graph.eliminate_dead_code(_has_effect)
     graph.lint()
     graph_module.recompile()

@@ -90,7 +90,9 @@ class Arguments:
 class Reader:
     """Reads elements of one graph. `opaque` nodes are never looked into; `key` is the variable that runs over the keys."""
 
-    def __init__(self, graph: fx.Graph, opaque: frozenset[fx.Node] = frozenset(), module: torch.nn.Module | None = None) -> None:
+    def __init__(
+        self, graph: fx.Graph, opaque: frozenset[fx.Node] = frozenset(), module: torch.nn.Module | None = None
+    ) -> None:
         self.graph, self.opaque, self.module = graph, opaque, module
         self.known: dict[tuple[fx.Node, Index], Expression] = {}
         self.keys: frozenset[algebra.Variable] = frozenset()
@@ -106,6 +108,11 @@ class Reader:
             if isinstance(held, torch.SymInt):
                 found.setdefault(held.node.expr, node)
         return found
+
+    def looking(self, keys: frozenset[algebra.Variable]) -> None:
+        """From now on these variables run over the keys."""
+        self.keys = keys
+        self.known.clear()
 
     def size(self, number: Any) -> Expression:
         """An integer, a symbolic one, or a node that holds one, as an expression."""
@@ -176,7 +183,9 @@ class Reader:
         if size > LARGEST:
             raise Unreadable("what stands between the two products is too long to be read")
         depends = algebra.variables(found) & self.keys
-        loads = any(isinstance(part, (Load, Product)) for part in found.walk())
+        loads = any(isinstance(part, Load) for part in found.walk())
+        if any(isinstance(part, Product) or (isinstance(part, Load) and part.tensor in self.opaque) for part in found.walk()):
+            return found
         return Load(node, index) if size > HOIST and loads and not depends and self.keys else found
 
     def _element(self, node: fx.Node, index: Index) -> Expression:
@@ -192,7 +201,12 @@ class Reader:
             return self._pointwise(node, SAME_SHAPE[name], index)
         if name in CONTRACTIONS:
             return self._contraction(node, name, index)
-        if name == "sum" and isinstance(node.args[0], fx.Node) and name_of(node.args[0]) == "mul" and not Arguments(node).keepdim:
+        if (
+            name == "sum"
+            and isinstance(node.args[0], fx.Node)
+            and name_of(node.args[0]) == "mul"
+            and not Arguments(node).keepdim
+        ):
             return Product(node, index)
         rule = _RULES.get(name)
         found = rule(self, node, Arguments(node), index) if rule else None
@@ -449,7 +463,9 @@ def _numel(shape: Index) -> Expression:
 
 def _flip(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> View:
     shape, dims = reader.shape(node), {_dim(d, len(index)) for d in a.dims}
-    back = (arithmetic("sub", arithmetic("sub", n, ONE), i) if d in dims else i for d, (i, n) in enumerate(_pairs(index, shape)))
+    back = (
+        arithmetic("sub", arithmetic("sub", n, ONE), i) if d in dims else i for d, (i, n) in enumerate(_pairs(index, shape))
+    )
     return a.values["self"], tuple(back)
 
 
@@ -593,7 +609,9 @@ def _scatter(kind: str) -> Rule:
         other = reader.element(a.values["self"], index)
         if kind == "select":
             place = wrapped(reader.size(a.values["index"]), extent)
-            return choose(compare("eq", index[dim], place), reader.element(a.src, (*index[:dim], *index[dim + 1 :])), other, dtype)
+            return choose(
+                compare("eq", index[dim], place), reader.element(a.src, (*index[:dim], *index[dim + 1 :])), other, dtype
+            )
         start = wrapped(reader.size(a.start), extent) if a.start is not None else ZERO
         if a.step != 1 or value(a.src).numel() == 0:
             return None
@@ -652,13 +670,43 @@ def _rsub(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Expressi
     return apply("sub", (right, apply("mul", (left, reader.element(a.alpha, ())), dtype)), dtype)
 
 
-def _part(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Expression | None:
-    return None
+def _extreme(op: str) -> Rule:
+    def rule(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Expression | None:
+        if "other" not in a.values:
+            return None  # the reduction of that name
+        return apply(op, tuple(reader.broadcast(a.values[x], index) for x in ("self", "other")), value(node).dtype)
+
+    return rule
+
+
+def _leaky(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Expression | None:
+    slope, dtype = a.negative_slope, value(node).dtype
+    if not 0 <= slope <= 1:
+        return None
+    inner = reader.element(a.values["self"], index)
+    return apply("maximum", (inner, apply("mul", (inner, Constant(float(slope))), dtype)), dtype)
+
+
+def _pad(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Expression | None:
+    if a.get("mode", "constant") != "constant":
+        return None
+    source, places, inside = a.values["self"], list(index), algebra.TRUE
+    shape = reader.shape(source)
+    for i in range(len(a.pad) // 2):
+        d, before = len(shape) - 1 - i, reader.size(a.pad[2 * i])
+        places[d] = arithmetic("sub", index[d], before)
+        inside = algebra.both(inside, algebra.both(compare("ge", places[d], ZERO), compare("lt", places[d], shape[d])))
+    found = reader.element(source, tuple(places))
+    if any(isinstance(part, (Load, Product)) for part in found.walk()):
+        return None  # a load must not leave its tensor
+    dtype = value(node).dtype
+    return choose(inside, found, _number_in(Constant(a.value or 0), dtype), dtype)
 
 
 _RULES: dict[str, Rule] = {
     "to": _cast, "_to_copy": _cast, "type_as": _cast, "where": _where, "masked_fill": _masked_fill, "clamp": _clamp,
-    "clamp_min": _clamp, "clamp_max": _clamp, "hardtanh": _part, "arange": _arange, "ones": _constant(1), "zeros": _constant(0),
+    "clamp_min": _clamp, "clamp_max": _clamp, "min": _extreme("minimum"), "max": _extreme("maximum"), "leaky_relu": _leaky,
+    "constant_pad_nd": _pad, "pad": _pad, "arange": _arange, "ones": _constant(1), "zeros": _constant(0),
     "ones_like": _constant(1), "zeros_like": _constant(0), "new_ones": _constant(1), "new_zeros": _constant(0), "full": _full,
     "full_like": _full, "new_full": _full, "scalar_tensor": _full, "fill": _full, "eye": _eye, "tril": _triangle("ge"),
     "triu": _triangle("le"), "gather": _gather, "index_select": _index_select, "embedding": _embedding, "index": _advanced,
@@ -675,6 +723,12 @@ def split_source(node: fx.Node, reader: Reader, index: Index) -> tuple[fx.Node, 
     if not isinstance(parent, fx.Node):
         return None
     name, which = name_of(parent), node.args[1]
+    if name == "meshgrid" and isinstance(which, int):
+        order = (
+            [1, 0, *range(2, len(index))] if Arguments(parent).get("indexing") == "xy" and len(index) > 1 else range(len(index))
+        )
+        tensor = Arguments(parent).tensors[which]
+        return tensor, (index[order[which]],) * value(tensor).dim()
     if name not in ("split", "split_with_sizes", "chunk", "unbind", "tensor_split") or not isinstance(which, int):
         return None
     a = Arguments(parent)

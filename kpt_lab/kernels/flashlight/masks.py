@@ -60,7 +60,9 @@ def without_casts(expression: Expression) -> Expression:
     return replace(expression, change)
 
 
-def never_empty(mask: Expression, rows: Callable[[Expression, Expression], Expression], keys: Variable, query: Variable | None) -> bool:
+def never_empty(
+    mask: Expression, rows: Callable[[Expression, Expression], Expression], keys: Variable, query: Variable | None
+) -> bool:
     """Whether it can be proved that each row has a key: at key = query, at the first key, or at the last one."""
     candidates: list[Expression] = [ZERO, algebra.arithmetic("sub", keys.extent, Constant(1))]
     if query is not None and query.extent == keys.extent:

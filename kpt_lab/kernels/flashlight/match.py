@@ -128,6 +128,8 @@ class Matcher:
                     returned = True
                 elif contraction(user, self.reader) is not None:
                     ends.append(user)
+                elif name_of(user) in ("linear", "addmm", "baddbmm"):
+                    reason = "a product after the softmax mixes heads, or something is added to the product with values"
                 elif name_of(user) == "sum":
                     continue
                 elif "conv" in name_of(user):
@@ -233,11 +235,13 @@ class _Proof:
         reduction = {label: Variable(f"j{label}", outer.extents[label]) for label in outer.reduced}
         pair = outer.indices(reader, self.out, reduction)
         keys = tuple(reduction.values())
-        reader.keys = frozenset(keys)
+        reader.looking(frozenset())
         side = self._side()
+        reader.looking(frozenset(keys))
         if name_of(self.end) in ("baddbmm", "addmm"):
             raise Refused("something is added to the product with the values")
         probabilities, self.dropout = self._undropped(reader.element(outer.operands[side], pair[side]))
+        self._over_keys([part for part in probabilities.walk() if self._is_anchor(part)], keys)
         self.terms = self._linear(probabilities)
         self.value = (outer.operands[1 - side], pair[1 - side])
         self.key = self._key(keys)
@@ -292,11 +296,14 @@ class _Proof:
                 return [self._times(term, Constant(-1.0)) for term in self._linear(inner)]
             case Apply("mul", (left, right), _) if self._has_anchor(left) != self._has_anchor(right):
                 kept, factor = (left, right) if self._has_anchor(left) else (right, left)
-                match bare(factor):
-                    case Apply("where", (condition, Constant(one), Constant(zero)), _) if one == 1 and zero == 0:
-                        if variables(condition) & self.reader.keys:
-                            return self._guarded(kept, condition)
+                condition = softmaxes.holds(factor)
+                if condition is not None:
+                    return self._guarded(kept, condition)
                 return [self._times(term, factor) for term in self._linear(kept)]
+            case Apply("mul" | "pow", _, _):
+                raise Refused(
+                    "the coefficient of a softmax depends on the key: multiplied probabilities are no linear combination of softmaxes"
+                )
             case Apply("div", (left, right), dtype) if not self._has_anchor(right):
                 return [self._times(term, apply("div", (Constant(1.0), right), dtype)) for term in self._linear(left)]
             case Apply("nan_to_num", (inner, Constant(number)), _) if number == 0:
@@ -330,15 +337,21 @@ class _Proof:
 
     # ---- over the keys
 
+    def _over_keys(self, found: list[Expression], keys: tuple[Variable, ...]) -> None:
+        for load in found:
+            assert isinstance(load, Load)
+            place = load.index[self.matcher.anchors[load.tensor].dim]
+            if not isinstance(place, Variable) or place not in keys:
+                raise Refused(self._mixing(place) or "the softmax is not over the keys that meet the values")
+
     def _key(self, keys: tuple[Variable, ...]) -> Variable:
         """The variable that the softmaxes run over; it must be the one that the product with the values sums over."""
         found = set()
         for term in self.terms:
             anchor = self.matcher.anchors[term.load.tensor]
             place = term.load.index[anchor.dim]
-            others = [i for i in term.load.index if i is not place]
-            if not isinstance(place, Variable) or place not in keys:
-                raise Refused(self._mixing(place) or "the softmax is not over the keys that meet the values")
+            others = [i for d, i in enumerate(term.load.index) if d != anchor.dim]
+            assert isinstance(place, Variable)
             if place.extent != self.reader.shape(anchor.node)[anchor.dim]:
                 raise Refused("the softmax is not over the keys that meet the values alone: some are cut off after it")
             if any(variables(i) & set(keys) for i in others):
@@ -380,13 +393,16 @@ class _Proof:
     def _scored(self, term: Term) -> Scored:
         anchor = self.matcher.anchors[term.load.tensor]
         between = anchor.logits(self.reader, term.load.index)
-        products = {part for part in between.walk() if isinstance(part, Product)}
+        if any(isinstance(part, Apply) and part.op == "dropout" for part in between.walk()):
+            raise Refused("the scores are dropped before the softmax, which is random in a way that no kernel has")
+        products = dict.fromkeys(part for part in between.walk() if isinstance(part, Product))
         keyed = [part for part in products if self.key in variables(part)]
-        if not keyed:
-            raise Refused(self._why_no_product(between))
-        if len(keyed) > 1:
-            raise Refused(self._why_many(keyed))
-        product = keyed[0]
+        scores = [part for part in keyed if self._scores(part)]
+        if not scores:
+            raise Refused(self._why_no_score(keyed) or self._why_no_product(between))
+        if len(scores) > 1:
+            raise Refused(self._why_many(scores))
+        product = scores[0]
         inner = contraction(product.node, self.reader)
         if inner is None:
             raise Refused("what the softmax takes is not a product of a query and a key")
@@ -406,6 +422,31 @@ class _Proof:
         self._check_gradients(anchor.node, inner.node)
         return found
 
+    def _pair(self, product: Product) -> tuple[Contraction, tuple[Index, Index]] | None:
+        inner = contraction(product.node, self.reader)
+        if inner is None:
+            return None
+        return inner, inner.indices(self.reader, product.index, {x: Variable(f"d{x}", inner.extents[x]) for x in inner.reduced})
+
+    def _scores(self, product: Product) -> bool:
+        """Whether one operand is a key, which knows no query, and the other a query, which knows no key."""
+        found = self._pair(product)
+        if found is None:
+            return False
+        depends = [frozenset().union(*map(variables, index)) if index else frozenset() for index in found[1]]
+        if (self.key in depends[0]) == (self.key in depends[1]):
+            return False
+        key, query = depends if self.key in depends[0] else depends[::-1]
+        queries = self._queries()
+        return not key & queries and (bool(query & queries) or not queries)
+
+    def _why_no_score(self, keyed: list[Product]) -> str | None:
+        for product in keyed:
+            found = self._pair(product)
+            if found is not None and (reason := self._inside(found[1], found[0])):
+                return reason
+        return None
+
     def _inside(self, pair: tuple[Index, Index], inner: Contraction) -> str | None:
         """Whether an operand holds scores itself: a product over heads of what another product gave."""
         for operand, index in zip(inner.operands, pair, strict=True):
@@ -414,7 +455,9 @@ class _Proof:
                     below = contraction(part.node, self.reader)
                     if below is None:
                         continue
-                    places = below.indices(self.reader, part.index, {x: Variable(f"w{x}", below.extents[x]) for x in below.reduced})
+                    places = below.indices(
+                        self.reader, part.index, {x: Variable(f"w{x}", below.extents[x]) for x in below.reduced}
+                    )
                     depends = [frozenset().union(*map(variables, i)) if i else frozenset() for i in places]
                     one, other = (d & frozenset(self._queries()) for d in depends)
                     if (self.key in depends[0]) != (self.key in depends[1]) and (one if self.key in depends[1] else other):

@@ -132,7 +132,9 @@ def _below_number(node: fx.Node) -> tuple[fx.Node, float, bool] | None:
     return None
 
 
-def cleanest(chain: list[tuple[fx.Node, Index, float, bool]], reader: Reader, dtype: torch.dtype | None = None) -> Source | None:
+def cleanest(
+    chain: list[tuple[fx.Node, Index, float, bool]], reader: Reader, dtype: torch.dtype | None = None
+) -> Source | None:
     """The deepest tensor of a chain each of whose dimensions is a number of digits; of the given dtype where one is wanted."""
     best = None
     for node, index, factor, cast in chain:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
-from kpt_lab.kernels.flashlight.algebra import ONE, ZERO, Product, Variable, variables
+from kpt_lab.kernels.flashlight.algebra import ONE, ZERO, Product, Variable, dtype_of, variables
 from kpt_lab.kernels.flashlight.expression import Apply, Constant, Expression, Load
 from kpt_lab.kernels.flashlight.index import Arguments, Index, Reader, Unreadable, is_tensor, name_of, value
 
@@ -63,6 +64,17 @@ def bare(expression: Expression) -> Expression:
     return expression
 
 
+def holds(factor: Expression) -> Expression | None:
+    """The condition of a factor that is 1 where it holds and else 0."""
+    inner = bare(factor)
+    if dtype_of(inner) is torch.bool:
+        return inner
+    match inner:
+        case Apply("where", (condition, Constant(one), Constant(zero)), _) if one == 1 and zero == 0:
+            return condition
+    return None
+
+
 def exponent(expression: Expression) -> Expression | None:
     """x of an element that is exp(x), or exp(x) where a condition holds and else 0."""
     match bare(expression):
@@ -74,9 +86,9 @@ def exponent(expression: Expression) -> Expression | None:
         case Apply("mul", (left, right), dtype):
             for side, other in ((left, right), (right, left)):
                 inner_ = exponent(side)
-                match bare(other):
-                    case Apply("where", (condition, Constant(one), Constant(zero)), _) if one == 1 and zero == 0 and inner_:
-                        return Apply("where", (condition, inner_, Constant(float("-inf"))), dtype)
+                condition = holds(other)
+                if inner_ is not None and condition is not None:
+                    return Apply("where", (condition, inner_, Constant(float("-inf"))), dtype)
     return None
 
 
