@@ -301,6 +301,9 @@ class _Site:
         part = _scale_as_number(part)
         filled = self.options.empty_rows == "eager" and not proofs.rows_have_keys(part.mask, *self.lengths(part))
         score, mask = functions.score_function(part.score), functions.mask_function(part.mask)
+        if self.device.type == "cpu":  # torch's C++ template doesn't declare the symbolic sizes of captured tensors: fix them
+            for node in (*score.buffers, *mask.buffers):
+                _ = [int(size) for size in getattr(node.meta.get("val"), "shape", ())]
         mask_module = self.module("mask", mask.module)
         safe = not filled and proofs.rows_have_keys(part.mask, *self.lengths(part))
         counted = filled and self.device.type == "cpu"  # no row sums there: a column of ones beside the values tells

@@ -29,8 +29,13 @@ def finish(gm: fx.GraphModule, examples: Sequence[Any], compiler: Compiler | Non
     examples: the graph's inputs as Dynamo gives them to a backend (fake tensors with symbolic sizes), or real ones.
     compiler: a Dynamo backend for the whole graph, `compile_fx` for example; it gets the block masks as inputs behind the others.
     """
-    fake_mode = detect_fake_mode(tuple(examples)) or FakeTensorMode(allow_non_fake_inputs=True)
-    fakes = [fake_mode.from_tensor(x) if _is_real(x) else x for x in examples]
+    inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    # Dynamo hands real tensors over; what it traced with, with its symbolic sizes, is in the placeholders
+    given = [n.meta.get("val", n.meta.get("example_value", x)) for n, x in zip(inputs, examples, strict=True)]
+    fake_mode = detect_fake_mode(tuple(given)) or FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = [fake_mode.from_tensor(x) if _is_real(x) else x for x in given]
+    needs = [isinstance(x, torch.Tensor) and x.requires_grad for x in examples]
+    fakes = [x.detach().requires_grad_() if need and not x.requires_grad else x for x, need in zip(fakes, needs, strict=True)]
     prologues, masks = hoist(gm, fakes, fake_mode, lambda module, given: compile_in(module, given, fake_mode))
     with tracing(TracingContext(fake_mode)):
         call = compiler(gm, [*fakes, *masks]) if compiler else alone(gm, [*fakes, *masks], fake_mode)

@@ -1,0 +1,386 @@
+"""Attention: softmax(scale · query · keyᵀ, changed and masked) times value, written plainly, and every fused kernel there is.
+
+What it costs: 4 FLOPs per attended pair and head width, on tensor cores, and in eager PyTorch a matrix of queries times keys that
+is written and read several times. Fused kernels keep that matrix in registers. Plain and causal attention have library kernels
+(cuDNN, FlashAttention-2 and -3); FlexAttention takes a function of the score and a mask, and skips blocks that the mask
+leaves out. Inputs are (batch, length, heads, width), as a model's projections give them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kpt_lab import baselines, kernels
+from kpt_lab.core import Cost, Problem, Recording, Technique, Unsupported, Workload, dtype_name, to_dtype
+from kpt_lab.kernels.flashlight import attend
+
+WINDOW, PREFIX, STEP, CAP = 256, 256, 2, 30.0
+DOCUMENTS = 12  # in each row of a batch, of random lengths, as the FlashLight paper has them
+VARIANTS = ("plain", "causal", "alibi", "softcap", "window", "prefix", "document", "dilated", "padding")
+
+
+# ---- the specifications: what one would write from a paper. query (b, l, h, d); key and value (b, l, h / groups, d)
+
+
+def _scores(query: Tensor, key: Tensor) -> Tensor:
+    groups = query.shape[2] // key.shape[2]
+    return torch.einsum("bqhd,bkhd->bhqk", query, key.repeat_interleave(groups, 2)) / math.sqrt(query.shape[-1])
+
+
+def _values(scores: Tensor, value: Tensor) -> Tensor:
+    groups = scores.shape[1] // value.shape[2]
+    probabilities = torch.softmax(scores.float(), -1).to(value.dtype)
+    return torch.einsum("bhqk,bkhd->bqhd", probabilities, value.repeat_interleave(groups, 2))
+
+
+def _masked(scores: Tensor, mask: Tensor, value: Tensor) -> Tensor:
+    return _values(scores.masked_fill(~mask, -math.inf), value)
+
+
+def _places(query: Tensor) -> tuple[Tensor, Tensor]:
+    index = torch.arange(query.shape[1], device=query.device)
+    return index[:, None], index[None, :]
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Every query attends every key."""
+    return _values(_scores(query, key), value)
+
+
+def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """A query attends itself and what is before it."""
+    i, j = _places(query)
+    return _masked(_scores(query, key), i >= j, value)
+
+
+def alibi(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
+    """Causal, with a penalty that grows with the distance: slopes (h,), float32."""
+    i, j = _places(query)
+    bias = slopes[:, None, None] * (j - i)
+    return _masked(_scores(query, key) + bias, i >= j, value)
+
+
+def softcap(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal, with scores bent to within 30 of zero by a tanh."""
+    i, j = _places(query)
+    return _masked(CAP * torch.tanh(_scores(query, key) / CAP), i >= j, value)
+
+
+def window(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """A query attends itself and the 255 before it."""
+    i, j = _places(query)
+    return _masked(_scores(query, key), (i >= j) & (i - j < WINDOW), value)
+
+
+def prefix(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal, but the first 256 keys are seen by all."""
+    i, j = _places(query)
+    return _masked(_scores(query, key), (i >= j) | (j < PREFIX), value)
+
+
+def document(query: Tensor, key: Tensor, value: Tensor, documents: Tensor) -> Tensor:
+    """Causal within a document: documents (b, l) holds each token's number."""
+    i, j = _places(query)
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return _masked(_scores(query, key), (i >= j) & same, value)
+
+
+def dilated(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal, every second key."""
+    i, j = _places(query)
+    return _masked(_scores(query, key), (i >= j) & ((i - j) % STEP == 0), value)
+
+
+def padding(query: Tensor, key: Tensor, value: Tensor, real: Tensor) -> Tensor:
+    """Every query attends the keys that are no padding: real (b, l), true or false."""
+    return _masked(_scores(query, key), real[:, None, None, :], value)
+
+
+SPECIFICATIONS: dict[str, Callable[..., Tensor]] = {
+    "plain": plain, "causal": causal, "alibi": alibi, "softcap": softcap, "window": window, "prefix": prefix,
+    "document": document, "dilated": dilated, "padding": padding,
+}  # fmt: skip
+NAMES = {function: name for name, function in SPECIFICATIONS.items()}
+
+
+# ---- workloads
+
+
+def _check(batch: int, heads: int, groups: int, length: int, width: int, variant: str) -> None:
+    for name, size in (("batch", batch), ("heads", heads), ("groups", groups), ("length", length), ("width", width)):
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} is {size!r}; a whole number of 1 or more is accepted")
+    if heads % groups:
+        raise ValueError(f"heads is {heads} and groups is {groups}; heads must be a multiple of groups")
+    if variant not in VARIANTS:
+        raise ValueError(f"variant is {variant!r}; accepted are {', '.join(VARIANTS)}")
+
+
+def lengths_of(batch: int, length: int, seed: int = 0) -> Tensor:
+    """How many tokens of each row are no padding: from half of them to all, (batch,)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(max(1, length // 2), length + 1, (batch,), generator=generator)
+
+
+def documents_of(batch: int, length: int, seed: int = 0) -> Tensor:
+    """Each token's document, (batch, length): DOCUMENTS of them in random lengths, numbered from the left."""
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.rand(batch, length, generator=generator).argsort(-1)[:, : min(DOCUMENTS, length) - 1]
+    return torch.zeros(batch, length, dtype=torch.int64).scatter_(1, starts, 1).cumsum(1)
+
+
+def captured(variant: str, *, batch: int, heads: int, length: int, device: str, seed: int = 0) -> tuple[Tensor, ...]:
+    """The tensors that a variant's mask or bias reads beside query, key and value."""
+    match variant:
+        case "alibi":
+            return ((2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)).to(device),)
+        case "document":
+            return (documents_of(batch, length, seed).to(device),)
+        case "padding":
+            return ((torch.arange(length) < lengths_of(batch, length, seed)[:, None]).to(device),)
+    return ()
+
+
+def pairs(variant: str, *, batch: int, length: int, seed: int = 0) -> int:
+    """How many pairs of a query and a key are attended, over the batch, for one head."""
+    half = length * (length + 1) // 2
+    match variant:
+        case "plain":
+            return batch * length * length
+        case "window":
+            beyond = max(0, length - WINDOW)
+            return batch * (half - beyond * (beyond + 1) // 2)
+        case "prefix":
+            ahead = min(PREFIX, length)
+            return batch * (half + ahead * (ahead - 1) // 2)
+        case "dilated":
+            return batch * sum((i // STEP) + 1 for i in range(length))
+        case "document":
+            counts = torch.stack([row.bincount(minlength=DOCUMENTS) for row in documents_of(batch, length, seed)])
+            return int((counts * (counts + 1) // 2).sum())
+        case "padding":
+            return int(lengths_of(batch, length, seed).sum()) * length
+    return batch * half
+
+
+def _inputs(
+    tensors: int, *, device: str, dtype: torch.dtype | str, seed: int, batch: int, heads: int, groups: int, length: int,
+    width: int, variant: str,
+) -> list[tuple[Tensor, ...]]:  # fmt: skip
+    """Three sets of query, key and value, with an upstream gradient as the fourth where asked for, then what is captured."""
+    _check(batch, heads, groups, length, width, variant)
+    generator = torch.Generator(device).manual_seed(seed)
+    counts = (heads, heads // groups, heads // groups, heads)[:tensors]
+
+    def made(count: int) -> Tensor:
+        return torch.randn(batch, length, count, width, generator=generator, device=device, dtype=to_dtype(dtype))
+
+    extra = captured(variant, batch=batch, heads=heads, length=length, device=device)  # the same in each, as cost counts it
+    return [(*map(made, counts), *(x.clone() for x in extra)) for _ in range(3)]
+
+
+def _make_forward(
+    *, device: str, dtype: torch.dtype | str, seed: int, batch: int, heads: int, groups: int = 1, length: int, width: int,
+    variant: str = "causal",
+) -> Problem:  # fmt: skip
+    """Query (batch, length, heads, width), key and value with heads / groups heads, and the variant's tensors."""
+    sizes = {"batch": batch, "heads": heads, "groups": groups, "length": length, "width": width, "variant": variant}
+    return Problem(SPECIFICATIONS.get(variant, plain), _inputs(3, device=device, dtype=dtype, seed=seed, **sizes))  # type: ignore[arg-type]
+
+
+def _make_backward(
+    *, device: str, dtype: torch.dtype | str, seed: int, batch: int, heads: int, groups: int = 1, length: int, width: int,
+    variant: str = "causal",
+) -> Problem:  # fmt: skip
+    """As forward, with an upstream gradient; the step returns the output and the gradients of query, key and value."""
+    sizes = {"batch": batch, "heads": heads, "groups": groups, "length": length, "width": width, "variant": variant}
+    inputs = _inputs(4, device=device, dtype=dtype, seed=seed, **sizes)  # type: ignore[arg-type]
+    return Problem(SPECIFICATIONS.get(variant, plain), inputs, drive=forward_and_backward)
+
+
+def forward_and_backward(candidate: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """The step of `backward`: (query, key, value, upstream, *captured) -> (output, three gradients), through autograd."""
+
+    def step(query: Tensor, key: Tensor, value: Tensor, upstream: Tensor, *extra: Tensor) -> tuple[Tensor, ...]:
+        leaves = [x.detach().requires_grad_() for x in (query, key, value)]
+        out = candidate(*leaves, *extra)
+        return out.detach(), *torch.autograd.grad(out, leaves, upstream)
+
+    return step
+
+
+def _bytes(dtype: torch.dtype | str, batch: int, heads: int, groups: int, length: int, width: int, backward: bool) -> int:
+    queries, keys = batch * length * heads * width, batch * length * (heads // groups) * width
+    # forward: q, k, v in and out out; backward besides: upstream and out in (q, k, v again), three gradients out
+    return (2 * queries + 2 * keys + (4 * queries + 4 * keys if backward else 0)) * to_dtype(dtype).itemsize
+
+
+def _arithmetic(dtype: torch.dtype | str) -> str:
+    return dtype_name(to_dtype(dtype))  # tensor cores take 16-bit inputs as they are
+
+
+def _cost_forward(
+    *, dtype: torch.dtype | str, batch: int, heads: int, groups: int = 1, length: int, width: int, variant: str = "causal"
+) -> Cost:
+    """Two products of 2 FLOPs per attended pair and width; query, key, value and output once."""
+    flops = 4 * heads * width * pairs(variant, batch=batch, length=length)
+    return Cost({_arithmetic(dtype): flops}, _bytes(dtype, batch, heads, groups, length, width, backward=False))
+
+
+def _cost_backward(
+    *, dtype: torch.dtype | str, batch: int, heads: int, groups: int = 1, length: int, width: int, variant: str = "causal"
+) -> Cost:
+    """Forward's two products and backward's five, the scores' recomputation among them."""
+    flops = 14 * heads * width * pairs(variant, batch=batch, length=length)
+    return Cost({_arithmetic(dtype): flops}, _bytes(dtype, batch, heads, groups, length, width, backward=True))
+
+
+forward = Workload("attention.forward", _make_forward, cost=_cost_forward, dtypes=kernels.TIMED)
+backward = Workload("attention.backward", _make_backward, cost=_cost_backward, dtypes=kernels.TIMED)
+
+
+# ---- techniques
+
+
+def variant_of(technique: str, fn: Any) -> str:
+    """Which specification a function is; Unsupported where it is none of them."""
+    if fn not in NAMES:
+        given = getattr(fn, "__qualname__", fn)
+        raise Unsupported(f"{technique} replaces the specifications of {__name__} only; it was given {given!r}")
+    return NAMES[fn]
+
+
+def _apply_library(fn: Callable[..., Any], args: tuple, kernel: str) -> Callable[..., Any]:
+    variant = variant_of(kernel, fn)
+    if variant not in ("plain", "causal"):
+        raise Unsupported(f"{kernel} has plain and causal attention only, not {variant}")
+    query = args[0]
+    why = attend.refused(
+        kernel, dtype=query.dtype, width=query.shape[-1], value_width=query.shape[-1], dropout=0.0, device=query.device
+    )
+    if why:
+        raise Unsupported(f"{kernel} can't run here: {why}")
+
+    def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        return attend.attention(q, k, v, kernel, variant == "causal", query.shape[-1] ** -0.5).transpose(1, 2)
+
+    return run
+
+
+def _compiled(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False, **settings)
+
+
+def _flex_functions(variant: str, extra: tuple[Tensor, ...]) -> tuple[Callable[..., Any] | None, Callable[..., Any] | None]:
+    """What one writes by hand for FlexAttention: the score's function and the mask's, either of them None."""
+
+    def behind(b: Any, h: Any, q: Any, k: Any) -> Any:
+        return q >= k
+
+    masks: dict[str, Callable[..., Any] | None] = {
+        "plain": None,
+        "window": lambda b, h, q, k: (q >= k) & (q - k < WINDOW),
+        "prefix": lambda b, h, q, k: (q >= k) | (k < PREFIX),
+        "document": lambda b, h, q, k: (q >= k) & (extra[0][b, q] == extra[0][b, k]),
+        "dilated": lambda b, h, q, k: (q >= k) & ((q - k) % STEP == 0),
+        "padding": lambda b, h, q, k: extra[0][b, k],
+    }
+    scores: dict[str, Callable[..., Any]] = {
+        "alibi": lambda score, b, h, q, k: score + extra[0][h] * (k - q),
+        "softcap": lambda score, b, h, q, k: CAP * torch.tanh(score / CAP),
+    }
+    return scores.get(variant), masks.get(variant, behind)
+
+
+@functools.cache
+def _block_mask_builder() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return torch.compile(create_block_mask, dynamic=False)
+
+
+def _apply_flex(
+    fn: Callable[..., Any], args: tuple, autotuned: bool = False, rebuilt: bool = False, **kernel_options: Any
+) -> Callable[..., Any]:
+    """FlexAttention as one writes it by hand.
+
+    rebuilt: make the block mask in each call, by compiled create_block_mask, as one must where its tensors change; otherwise it is
+    kept while the tensors it reads are the same objects.
+    """
+    variant = variant_of("flex", fn)
+    if args[0].device.type != "cuda":
+        raise Unsupported(f"flex is compared on a CUDA device; the inputs are on {args[0].device}")
+    from torch.nn.attention.flex_attention import flex_attention
+
+    call = _compiled(flex_attention, **({"mode": "max-autotune-no-cudagraphs"} if autotuned else {}))
+    kept: dict[tuple[int, ...], Any] = {}
+
+    def run(query: Tensor, key: Tensor, value: Tensor, *extra: Tensor) -> Tensor:
+        at = tuple(id(x) for x in extra)  # `kept` keeps them alive, so an id stays theirs
+        if rebuilt or at not in kept:
+            if len(kept) > 8:
+                kept.clear()
+            score, mask = _flex_functions(variant, extra)
+            batch = query.shape[0] if variant in ("document", "padding") else None
+            lengths = query.shape[1], key.shape[1]
+            made = mask and _block_mask_builder()(mask, batch, None, *lengths, device=query.device)
+            kept[at] = score, made, extra
+        score, block_mask, _ = kept[at]
+        out = call(
+            *(x.transpose(1, 2) for x in (query, key, value)), score_mod=score, block_mask=block_mask,
+            enable_gqa=query.shape[2] != key.shape[2], kernel_options=kernel_options or None,
+        )  # fmt: skip
+        return out.transpose(1, 2)
+
+    return run
+
+
+REPLACES = frozenset({"attention"})
+eager, compiled, max_autotune = baselines.eager, baselines.compiled, baselines.max_autotune
+sdpa_flash, sdpa_efficient, sdpa_cudnn = (
+    Technique(
+        f"sdpa {name}", functools.partial(_apply_library, kernel=name), replaces=REPLACES, requires=("cuda",), baseline=True
+    )
+    for name in ("flash", "efficient", "cudnn")
+)
+fa3 = Technique(
+    "fa3",
+    functools.partial(_apply_library, kernel="fa3"),
+    replaces=REPLACES,
+    requires=("cuda", "fa3_fwd_interface"),
+    baseline=True,
+)
+flex = Technique("flex", _apply_flex, replaces=REPLACES, requires=("cuda",), baseline=True)
+flex_rebuilt = Technique(
+    "flex, mask rebuilt", functools.partial(_apply_flex, rebuilt=True), replaces=REPLACES, requires=("cuda",), baseline=True
+)
+flex_autotuned = Technique(
+    "flex max-autotune", functools.partial(_apply_flex, autotuned=True), replaces=REPLACES, requires=("cuda",), baseline=True
+)
+
+libraries = (sdpa_flash, sdpa_efficient, sdpa_cudnn, fa3)
+techniques: tuple[Technique, ...] = (eager, compiled, max_autotune, *libraries, flex, flex_autotuned)
+
+_SIZES = {"heads": [16], "width": [64, 128]}  # 16k tokens below 32k, so that every length fills the device
+record_grid = (
+    *(
+        Recording(forward, {"batch": [16384 // n], "length": [n], "groups": [1, 8], "variant": ["plain", "causal"], **_SIZES}, "bfloat16")
+        for n in (1024, 4096, 16384)
+    ),
+    Recording(forward, {"batch": [1], "length": [32768], "groups": [1, 8], "variant": ["causal"], **_SIZES}, "bfloat16"),
+    Recording(forward, {"batch": [4], "length": [4096], "groups": [1], "heads": [16], "width": [256], "variant": ["causal"]}, "bfloat16"),
+    Recording(
+        forward,
+        {"batch": [4], "length": [4096], "groups": [1, 8], "variant": ["causal", "window", "document", "softcap"], **_SIZES},
+        "bfloat16", processes=6,
+    ),
+    Recording(backward, {"batch": [4], "length": [4096], "groups": [1, 8], "variant": ["causal", "document"], **_SIZES}, "bfloat16"),
+)  # fmt: skip
+"""Lengths of 1k to 32k for plain and causal; the cells of 4096 tokens in six processes; eager runs out of memory where it must."""
