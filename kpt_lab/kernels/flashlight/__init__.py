@@ -1,1 +1,36 @@
-"""FlashLight: attention written plainly in PyTorch, understood, and lowered to the best kernel there is."""
+"""FlashLight: attention written plainly in PyTorch, understood, and lowered to the best kernel there is.
+
+`flashlight` is a Technique of stage "rewrite": `flashlight.apply(fn, args)` gives a callable whose attentions are fused, and
+`flashlight >> baselines.compiled` compiles the rest of its graph too. `backend()` is the same as a backend for torch.compile,
+and `explain(candidate)` says for each softmax what was done, or why nothing was.
+
+    >>> import torch
+    >>> from kpt_lab.kernels.flashlight import flashlight
+    >>> def attention(q, k, v):
+    ...     return torch.softmax(q @ k.transpose(-2, -1) / 4, -1) @ v
+    >>> q, k, v = torch.randn(3, 1, 2, 8, 16)
+    >>> flashlight.apply(attention, (q, k, v))(q, k, v).shape
+    torch.Size([1, 2, 8, 16])
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kpt_lab.core import Technique
+from kpt_lab.kernels.flashlight.explain import Explanation, explain
+from kpt_lab.kernels.flashlight.rewrite import Backend, Rewritten, apply
+
+
+def backend(inner: str = "eager", mode: str | None = None, **options: Any) -> Backend:
+    """A backend for torch.compile that fuses attentions; `inner` ("eager" or "inductor") runs the rest, options as `lower.Options`."""
+    return Backend(inner, mode, **options)
+
+
+def _apply(fn: Any, args: tuple, empty_rows: str = "eager", kernel: str = "auto", check: bool = True) -> Rewritten:
+    return apply(fn, args, empty_rows=empty_rows, kernel=kernel, check=check)
+
+
+flashlight = Technique("flashlight", _apply, stage="rewrite", replaces=frozenset({"attention"}))
+
+__all__ = ["Backend", "Explanation", "Rewritten", "backend", "explain", "flashlight"]

@@ -1,0 +1,290 @@
+"""Before its first use a lowered attention is run beside the original on made-up inputs; where they differ it isn't used.
+
+Only the part of the graph between the operands and the output is run, with random operands, with masks that leave rows empty,
+with infinite biases, and, where sizes are symbolic, at an odd length and at length 1. FlexAttention's operator runs here as its
+definition, which shows that the score's and the mask's functions are right; its kernels have tests of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from kpt_lab.kernels.flashlight.capture import remove_dead
+from kpt_lab.kernels.flashlight.expression import Attention, Expression, Load, Operand, Size
+from kpt_lab.kernels.flashlight.index import name_of, value
+
+LARGEST = 1 << 26  # scores of one check: 256 MiB in float32
+LONGEST = 400  # nodes between operands and output
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
+
+
+class Differs(Exception):
+    """The rewritten attention gives something else than the original; the message says on which inputs."""
+
+
+Lower = Callable[[fx.GraphModule, Attention], Any]
+
+
+def expressions(attention: Attention) -> list[Expression]:
+    """All expressions of an attention's parts."""
+    found = [e for p in attention.parts for e in (p.score, p.mask, p.coefficient, p.scale)]
+    return [e for e in found if isinstance(e, Expression)]
+
+
+def leaves(attention: Attention) -> list[fx.Node]:
+    """The nodes that an attention reads, without views that stand before its operands."""
+    found = [attention.value.node, *(x.node for p in attention.parts for x in (p.query, p.key))]
+    bases = []
+    for node in found:
+        while name_of(node) in ("view", "expand", "unsqueeze", "select"):
+            node = node.args[0]  # type: ignore[assignment]
+        bases.append(node)
+    for expression in expressions(attention):
+        bases += [x.tensor if isinstance(x, Load) else x.node for x in expression.walk() if isinstance(x, (Load, Size))]
+    return list(dict.fromkeys(bases))
+
+
+class Region:
+    """A copy of the graph between an attention's leaves and its output, once as it was and once lowered."""
+
+    def __init__(self, gm: fx.GraphModule, attention: Attention, lower: Lower) -> None:
+        self.attention = attention
+        ends = [attention.output, attention.value.node, *(x.node for p in attention.parts for x in (p.query, p.key))]
+        self.nodes = _between(gm.graph, leaves(attention), ends)
+        self.original, _ = self._copy(gm)
+        copy, new = self._copy(gm)
+        mapped = _moved(attention, new)
+        lower(copy, dataclasses.replace(mapped, dropout=0.0))
+        remove_dead(copy)
+        self.candidate = copy
+        self.inputs = [node for node in self.nodes if node not in self.inner]
+
+    def _copy(self, gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+        graph, new = fx.Graph(), {}
+        stops = set(leaves(self.attention))
+        self.inner = {n for n in self.nodes if n not in stops and n.op != "placeholder"}
+        for node in self.nodes:
+            if node not in self.inner:
+                new[node] = graph.placeholder(node.name)
+                new[node].meta = dict(node.meta)
+        for node in self.nodes:
+            if node in self.inner:
+                new[node] = graph.node_copy(node, new.__getitem__)
+                if name_of(node) == "dropout":
+                    new[node].args = (new[node].args[0], new[node].args[1], False)
+        graph.output(new[self.attention.output])
+        return fx.GraphModule(gm, graph), new
+
+
+def _between(graph: fx.Graph, stops: Sequence[fx.Node], ends: Iterable[fx.Node]) -> list[fx.Node]:
+    seen, queue = set(stops), [node for node in ends if node not in stops]
+    seen.update(queue)
+    while queue:
+        for parent in queue.pop().all_input_nodes:
+            if parent not in seen:
+                seen.add(parent)
+                if parent.op != "placeholder":
+                    queue.append(parent)
+        if len(seen) > LONGEST:
+            raise TooLarge(f"more than {LONGEST} operations lie between the operands and the output")
+    return [node for node in graph.nodes if node in seen]
+
+
+class TooLarge(Exception):
+    """The check can't be run at these sizes; the message says why."""
+
+
+def _moved(attention: Attention, new: dict[fx.Node, fx.Node]) -> Attention:
+    """The attention in a copied graph."""
+    from kpt_lab.kernels.flashlight.expression import Apply
+
+    def expression(e: Any) -> Any:
+        match e:
+            case Load(node, index):
+                return Load(new[node], tuple(map(expression, index)))
+            case Size(node):
+                return Size(new[node])
+            case Apply(op, arguments, dtype):
+                return Apply(op, tuple(map(expression, arguments)), dtype)
+        return e
+
+    def operand(o: Operand) -> Operand:
+        return Operand(new[o.node], o.dims)
+
+    parts = tuple(
+        dataclasses.replace(
+            p, query=operand(p.query), key=operand(p.key), score=expression(p.score), scale=expression(p.scale),
+            mask=expression(p.mask), coefficient=expression(p.coefficient),
+        )
+        for p in attention.parts
+    )  # fmt: skip
+    softmaxes = tuple(new.get(node, node) for node in attention.softmaxes)
+    return dataclasses.replace(
+        attention, parts=parts, value=operand(attention.value), softmaxes=softmaxes, output=new[attention.output]
+    )
+
+
+def check(gm: fx.GraphModule, attention: Attention, lower: Lower, *, training: bool, lenient: bool) -> str:
+    """Run both and say in a few words what was compared; Differs where they differ, Unsupported where nothing lowers it."""
+    region = Region(gm, attention, lower)
+    symbols = _symbols(region.inputs)
+    done: list[str] = []
+    skipped: list[str] = []
+    for name, sizes in _sizes(symbols):
+        count = _scores(attention, sizes)
+        if count is None or count > LARGEST:
+            skipped.append(f"{name} not checked: {count or 'unknown'} scores are too many to hold")
+            continue
+        for kind in ("random", "adversarial"):
+            if kind == "adversarial" and lenient:
+                continue
+            try:
+                inputs = Inputs(region, sizes, kind).tensors()
+            except (TypeError, ValueError, RuntimeError):
+                continue
+            if _compare(region, inputs, f"{kind} inputs at {name}", training and kind == "random", bool(symbols)):
+                done.append(f"{kind} at {name}")
+    return "; ".join([", ".join(done) or "nothing could be compared", *skipped])
+
+
+def _symbols(inputs: Sequence[fx.Node]) -> list[Any]:
+    found: dict[Any, int] = {}
+    for node in inputs:
+        held = value(node)
+        for size in (*held.shape, *held.stride()) if isinstance(held, torch.Tensor) else (held,):
+            if isinstance(size, torch.SymInt):
+                for symbol in size.node.expr.free_symbols:
+                    found[symbol] = int(size.node.shape_env.var_to_val.get(symbol, 2)) if _has_values(size) else 2
+    return list(found.items())
+
+
+def _has_values(size: torch.SymInt) -> bool:
+    return hasattr(size.node.shape_env, "var_to_val")
+
+
+def _sizes(symbols: list[tuple[Any, int]]) -> list[tuple[str, dict[Any, int]]]:
+    """Which sizes to check at: those of the call; symbolic ones also small and odd, and 1."""
+    if not symbols:
+        return [("the sizes of the call", {})]
+    small = {symbol: min(size, 37 + 2 * i) for i, (symbol, size) in enumerate(symbols)}
+    return [("small sizes", small), ("odd lengths", {s: 2 * i + 3 for i, (s, _) in enumerate(symbols)}), ("length 1", {s: 1 for s, _ in symbols})]
+
+
+def _number(size: Any, sizes: dict[Any, int]) -> int:
+    if isinstance(size, torch.SymInt):
+        return int(size.node.expr.xreplace(sizes))
+    return int(size)
+
+
+def _scores(attention: Attention, sizes: dict[Any, int]) -> int | None:
+    shape = value(attention.softmaxes[0]).shape
+    count = 1
+    try:
+        for extent in shape:
+            count *= _number(extent, sizes)
+    except TypeError:
+        return None
+    return count
+
+
+class Inputs:
+    """Inputs of a region: random operands and biases, indices that stay inside what they index."""
+
+    def __init__(self, region: Region, sizes: dict[Any, int], kind: str) -> None:
+        self.region, self.sizes, self.kind = region, sizes, kind
+        self.limits = _limits(region.attention, sizes)
+        self.operands = {x for x in leaves(region.attention)[: 1 + 2 * len(region.attention.parts)]}
+
+    def tensors(self) -> list[Any]:
+        """One value for each input of the region."""
+        device = value(self.region.attention.output).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            return [self._one(node) for node in self.region.inputs]
+
+    def _one(self, node: fx.Node) -> Any:
+        held = value(node)
+        if isinstance(held, torch.SymInt):
+            return _number(held, self.sizes)
+        if isinstance(held, torch.SymFloat):
+            return float(held.node.expr.xreplace(self.sizes))
+        if not isinstance(held, torch.Tensor):
+            return held
+        shape = [_number(n, self.sizes) for n in held.shape]
+        made = self._values(node, shape, held)
+        spread = torch.empty((*shape, 2), dtype=made.dtype, device=made.device)[..., 0] if self.kind != "random" else made
+        return spread.copy_(made) if spread is not made else made  # not contiguous
+
+    def _values(self, node: fx.Node, shape: list[int], held: torch.Tensor) -> torch.Tensor:
+        odd = self.kind == "adversarial"
+        if held.dtype is torch.bool:
+            chosen = torch.rand(shape, device=held.device) < (0.3 if odd else 0.7)
+            if odd and shape:
+                chosen[..., : max(shape[-1] // 2, 1)] &= torch.rand((*shape[:-1], 1), device=held.device) < 0.5
+            return chosen
+        if not held.dtype.is_floating_point:
+            return torch.randint(0, max(self.limits.get(node, 3), 1), shape, device=held.device, dtype=held.dtype)
+        made = torch.randn(shape, device=held.device, dtype=torch.float32)
+        if odd and node not in self.operands and shape and shape[-1] > 2:
+            made[..., 1] = float("-inf")
+        return made.to(held.dtype)
+
+
+def _limits(attention: Attention, sizes: dict[Any, int]) -> dict[fx.Node, int]:
+    """How large the numbers of an integer tensor may be: below the extent of what they index."""
+    found: dict[fx.Node, int] = {}
+    for expression in expressions(attention):
+        for part in expression.walk():
+            if not isinstance(part, Load):
+                continue
+            for place, extent in zip(part.index, value(part.tensor).shape, strict=True):
+                for inner in place.walk():
+                    if isinstance(inner, Load):
+                        limit = _number(extent, sizes) if inner is place else min(2, _number(extent, sizes))
+                        found[inner.tensor] = min(found.get(inner.tensor, limit), limit)
+    return found
+
+
+def _compare(region: Region, inputs: list[Any], where: str, gradients: bool, sized: bool) -> bool:
+    floats = [x for x in inputs if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    results = []
+    for module in (region.original, region.candidate):
+        for x in floats:
+            x.requires_grad_(gradients)
+        try:
+            with torch.set_grad_enabled(gradients):
+                out = module(*inputs)
+            grads = torch.autograd.grad(out.float().square().sum(), floats, allow_unused=True) if gradients else ()
+        except Exception:
+            if module is region.original:
+                return False  # the sizes that were tried don't suit the graph
+            if sized and where.endswith("length 1"):
+                return False
+            raise
+        results.append((out.detach(), *grads))
+    tolerance = TOLERANCE.get(results[0][0].dtype, 4e-2)
+    for i, (wanted, given) in enumerate(zip(*results, strict=True)):
+        if wanted is None or given is None:
+            continue
+        error = _error(given, wanted)
+        if not error <= tolerance * (1 if i == 0 else 10):
+            what = "output" if i == 0 else f"gradient of {operator.getitem(region.inputs, 0).name} or another input"
+            raise Differs(f"the {what} differs from the original by {error:.2g} of its largest element on {where}")
+    return True
+
+
+def _error(given: torch.Tensor, wanted: torch.Tensor) -> float:
+    if given.shape != wanted.shape or given.dtype != wanted.dtype:
+        return float("inf")
+    if not torch.equal(given.isnan(), wanted.isnan()):
+        return float("inf")
+    wanted, given = wanted.double().nan_to_num(), given.double().nan_to_num()
+    if not wanted.numel():
+        return 0.0
+    return float((given - wanted).abs().max() / wanted.abs().max().clamp(min=1e-2))

@@ -1,0 +1,179 @@
+"""The backend: a captured graph with its attentions replaced by fused kernels, and a report on each softmax."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from kpt_lab.core import Unsupported
+from kpt_lab.kernels.flashlight import differential, lower, match, regions
+from kpt_lab.kernels.flashlight.capture import functional_form, remove_dead
+from kpt_lab.kernels.flashlight.explain import Entry, Report, pattern, place
+from kpt_lab.kernels.flashlight.expression import Attention
+
+INNER = ("eager", "inductor")
+
+
+class Backend:
+    """A backend for torch.compile that fuses attentions, then hands the graph to `inner`.
+
+    inner: "eager" runs the rest as it is, "inductor" compiles it. mode: as torch.compile's, for inductor.
+    check: run each lowered attention beside the original before its first use.
+    `reports` holds what happened, one Report a graph, in the order of capture.
+    """
+
+    def __init__(self, inner: str = "eager", mode: str | None = None, *, check: bool = True, **options: Any) -> None:
+        if inner not in INNER:
+            raise ValueError(f"inner is {inner!r}; accepted are {', '.join(INNER)}")
+        self.inner, self.mode, self.check = inner, mode, check
+        self.options = lower.Options(**options)
+        self.reports: list[Report] = []
+        self.checked: dict[str, str] = {}
+
+    def __call__(self, graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        report = Report()
+        self.reports.append(report)
+        try:
+            graph = functional_form(graph_module, inputs)
+        except Unsupported as error:
+            report.refusal = str(error)
+            return self._finish(graph_module, inputs, rewritten=False)
+        drafts, refusals = match.find(graph, self.options.empty_rows == "zero")
+        for refusal in refusals:
+            report.entries.append(Entry(place(refusal.softmax), False, reason=refusal.reason))
+        replaced = [self._replace(graph, draft, report) for draft in drafts]
+        if not any(replaced):
+            return self._finish(graph_module, inputs, rewritten=False)
+        remove_dead(graph)
+        return self._finish(graph, inputs, rewritten=True)
+
+    def _replace(self, graph: fx.GraphModule, draft: match.Draft, report: Report) -> bool:
+        """Lower one attention in the graph, and say so in the report; False where it is refused."""
+        where = [place(anchor) for anchor in draft.anchors]
+        attention = draft.build()
+        text = pattern(attention)
+        try:
+            checked = self._checked(graph, attention) if self.check else "not checked"
+            done = lower.replace(graph, attention, options=self.options)
+        except (Unsupported, differential.Differs) as error:
+            report.entries += [Entry(x, False, text, reason=str(error)) for x in where]
+            return False
+        done = dataclasses.replace(done, checked=checked)
+        report.entries += [Entry(x, True, text, lowering=done) for x in where]
+        return True
+
+    def _checked(self, graph: fx.GraphModule, attention: Attention) -> str:
+        """What the differential check compared; remembered for attentions that are alike."""
+        key = _signature(attention)
+        if key not in self.checked:
+            options = dataclasses.replace(self.options, measure=False)
+            training = torch.is_grad_enabled() and any(
+                isinstance(node.meta.get("val"), torch.Tensor) and node.meta["val"].requires_grad
+                for node in graph.graph.nodes
+                if node.op == "placeholder"
+            )
+
+            def lowered(gm: fx.GraphModule, copied: Attention) -> Any:
+                return lower.replace(gm, copied, options=dataclasses.replace(options, training=training))
+
+            try:
+                found = differential.check(
+                    graph, attention, lowered, training=training, lenient=self.options.empty_rows == "zero"
+                )
+            except differential.TooLarge as error:
+                found = f"not checked: {error}"
+            self.checked[key] = found
+        return self.checked[key]
+
+    def _finish(self, graph: fx.GraphModule, inputs: Sequence[Any], rewritten: bool) -> Callable[..., Any]:
+        compiler = None
+        if self.inner == "inductor":
+            from torch._inductor import list_mode_options
+            from torch._inductor.compile_fx import compile_fx
+
+            patches = list_mode_options(self.mode) if self.mode not in (None, "default") else {}
+
+            def compiler(gm: fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:  # type: ignore[misc]
+                return compile_fx(gm, examples, config_patches=patches)  # type: ignore[return-value]
+
+        if rewritten:
+            return regions.finish(graph, inputs, compiler)
+        return compiler(graph, list(inputs)) if compiler else graph.forward
+
+
+def _signature(attention: Attention) -> str:
+    """The same for attentions that the same check speaks for: pattern, shapes and dtypes."""
+    nodes = [attention.value, *(x for p in attention.parts for x in (p.query, p.key))]
+    shapes = [(str(tuple(x.node.meta["val"].shape)), str(x.node.meta["val"].dtype), x.dims) for x in nodes]
+    loads = [
+        (str(tuple(load.tensor.meta["val"].shape)), str(load.tensor.meta["val"].dtype))
+        for expression in differential.expressions(attention)
+        for load in expression.walk()
+        if isinstance(load, differential.Load)
+    ]
+    fills = [(p.fill, p.groups) for p in attention.parts]
+    names = pattern(attention)
+    for i, load in enumerate(x for e in differential.expressions(attention) for x in e.walk()):
+        if isinstance(load, differential.Load):
+            names = names.replace(load.tensor.name, f"t{i}")
+    return repr((names, shapes, loads, fills, attention.dims, attention.dropout))
+
+
+class Rewritten:
+    """A callable whose attentions are fused when it runs; everything else of the original is reached through it.
+
+    Under torch.compile it stays a callable of its own (a graph break), since a nested compilation would lose the rewrite:
+    `flashlight >> baselines.compiled` compiles the rest as well.
+    """
+
+    def __init__(self, fn: Callable[..., Any], backend: Backend, dynamic: bool | None = None) -> None:
+        self.fn, self.backend = fn, backend
+        self.call = torch.compile(fn, backend=backend, dynamic=dynamic)
+
+    @torch.compiler.disable(reason="flashlight's rewrite would be lost in another compilation; use flashlight >> torch.compile")
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
+
+    def compile_with(self, mode: str | None = None, dynamic: bool | None = None) -> Rewritten:
+        """The same with the rest of its graphs compiled by Inductor."""
+        options = dataclasses.asdict(self.backend.options)
+        return Rewritten(self.fn, Backend("inductor", mode, check=self.backend.check, **options), dynamic)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("fn", "backend", "call"):
+            raise AttributeError(name)
+        return getattr(self.fn, name)
+
+    def __repr__(self) -> str:
+        return f"flashlight({getattr(self.fn, '__name__', type(self.fn).__name__)})"
+
+
+def apply(fn: Callable[..., Any], args: tuple, **options: Any) -> Rewritten:
+    """`fn` with its attentions fused; Unsupported with the reasons where there is none that can be.
+
+    It is run once on copies of `args`, so that what can't be rewritten is known now; buffers and random state are put back.
+    """
+    made = Rewritten(fn, Backend(**options))
+    copies = [_copy(x) for x in args]
+    buffers = {name: buffer.clone() for name, buffer in fn.named_buffers()} if isinstance(fn, nn.Module) else {}
+    devices = sorted({x.get_device() for x in args if isinstance(x, torch.Tensor) and x.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        made(*copies)
+    if isinstance(fn, nn.Module):
+        with torch.no_grad():
+            for name, buffer in fn.named_buffers():
+                if name in buffers:
+                    buffer.copy_(buffers[name])
+    if not any(entry.matched for report in made.backend.reports for entry in report.entries):
+        reasons = [r.refusal for r in made.backend.reports if r.refusal]
+        reasons += [entry.reason for report in made.backend.reports for entry in report.entries]
+        raise Unsupported("no attention was fused: " + ("; ".join(dict.fromkeys(reasons)) or "there is no softmax"))
+    return made
+
+
+def _copy(x: Any) -> Any:
+    return x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x
