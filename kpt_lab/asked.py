@@ -36,10 +36,12 @@ def module_of(name: str) -> ModuleType:
 
 
 def _modules() -> list[str]:
+    """Names of the modules that expose techniques, found without importing them."""
     found = []
     for package in _WITH_WORKLOADS:
         folder = Path(__file__).parent / package
-        found += [f"{package}.{module.name}" for module in pkgutil.iter_modules([str(folder)]) if module.name[0] != "_"]
+        names = [module.name for module in pkgutil.iter_modules([str(folder)]) if (folder / f"{module.name}.py").is_file()]
+        found += [f"{package}.{name}" for name in names if "\ntechniques" in (folder / f"{name}.py").read_text(encoding="utf-8")]
     return found
 
 

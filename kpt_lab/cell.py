@@ -156,7 +156,7 @@ class _Cell:
         assert self.reference is not None
         start = timer.now()
         self.oracle = check.oracle_for(self.job.workload, self.job.settings, self.sets[0])
-        if timer.now() - start > _SLOW_ORACLE_NS:
+        if self.ranks.decide(timer.now() - start > _SLOW_ORACLE_NS):  # a specification may hold collectives
             self.checked = [0, 1]
         own = self._errors(self.reference, self.oracle, math.inf)
         if not all(map(math.isfinite, own)):
@@ -218,11 +218,21 @@ class _Cell:
             output = runner.step(*runner.buffers)
             self._adopt(runner)
             self._settled(runner, output)
-            self._judge(runner, output, oracle(self.sets[k]), draw, limit, found)
+            self._judge_together(runner, output, oracle(self.sets[k]), draw, limit, found)
             del output  # before the next pair is made: large ones fit the device once
         if stateful and limit < math.inf:
             self._same_updates(runner, oracle)
         return found
+
+    def _judge_together(self, *given: Any) -> None:
+        """`_judge`, and what is wrong on one rank is wrong on all: the next call may hold collectives."""
+        try:
+            self._judge(*given)
+        except Exception as error:
+            self.ranks.agree(("wrong", str(error)))
+            raise
+        if told := self.ranks.agree(None):
+            raise Wrong(told[1])
 
     def _same_updates(self, runner: Runner, oracle: Any) -> None:
         """A training step must also have moved its parameters as the oracle moved its own."""

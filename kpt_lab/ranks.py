@@ -51,7 +51,7 @@ class Ranks(Alone):
         problems: list[Any] = [None] * self.count
         dist.all_gather_object(problems, problem, group=self.group)
         rank, (status, advice) = next((rank, found) for rank, found in enumerate(problems) if found)
-        return status, f"rank {rank}: {advice}"
+        return status, advice if advice.startswith("rank ") else f"rank {rank}: {advice}"  # a rank may pass on another's
 
     def slowest(self, samples: Sequence[int]) -> list[int]:
         """Elementwise maximum over ranks."""
