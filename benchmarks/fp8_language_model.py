@@ -340,13 +340,17 @@ def main() -> int:
         parser.error(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
     path = Path(os.environ.get("OUT", ".")) / f"fp8_language_model.{chosen.device}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    found["environment"] = environment(chosen.device)
+    if not chosen.merge:
+        found["environment"] = environment(chosen.device)
     found["emulated"] = chosen.device == "cpu"
     if chosen.merge:
-        each = [json.loads(file.read_text())["training"] for file in chosen.merge]
+        whole = [json.loads(file.read_text()) for file in chosen.merge]
+        each = [one["training"] for one in whole]
         if any(part["settings"] != each[0]["settings"] for part in each):
             parser.error("--merge takes files of one setting")
         found["training"] = compared([run for part in each for run in part["runs"]], each[0]["settings"], each[0]["layers"])
+        found["training"]["environment"] = whole[0]["environment"]  # where they ran, which need not be where the rest did
+        found.setdefault("environment", whole[0]["environment"])
         path.write_text(json.dumps(found, indent=1) + "\n")
         chosen.parts = []
     for part in dict.fromkeys([*chosen.parts, *(["faults"] if chosen.faults else [])]):
