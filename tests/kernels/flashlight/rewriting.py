@@ -9,6 +9,7 @@ import reference
 import torch
 from torch import fx
 
+from kpt_lab.core import Unsupported
 from kpt_lab.kernels.flashlight import match
 from kpt_lab.kernels.flashlight.capture import functional_form, remove_dead
 from kpt_lab.kernels.flashlight.expression import Attention, Refusal
@@ -21,6 +22,7 @@ class Found:
     output: Any = None
     attentions: list[Attention] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    unsupported: list[str] = field(default_factory=list)
     graphs: list[fx.GraphModule] = field(default_factory=list)
 
     @property
@@ -45,7 +47,11 @@ def rewritten(
     found = Found()
 
     def backend(graph_module: fx.GraphModule, inputs: list) -> Callable:
-        functional = functional_form(graph_module, inputs)
+        try:
+            functional = functional_form(graph_module, inputs)
+        except Unsupported as error:
+            found.unsupported.append(str(error))
+            return graph_module
         if shuffle is not None:
             shuffle_names(functional, shuffle)
         drafts, refusals = match.find(functional)

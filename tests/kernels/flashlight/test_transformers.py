@@ -29,19 +29,28 @@ def test_logits_are_equal_and_every_softmax_is_accounted_for(architecture):
     torch.testing.assert_close(logits(found.output), wanted, rtol=1e-4, atol=1e-5)
 
 
+def loss(output, inputs):
+    """Of the tokens that are no padding, as in training.
+
+    Where a query sees no key, eager's finite fill lets gradients of the mean of all values reach query and key; the rewrite does not.
+    """
+    found = logits(output)
+    mask = inputs.get("attention_mask")
+    return (found[mask.bool()] if mask is not None and mask.shape == found.shape[:2] else found).square().mean()
+
+
 @pytest.mark.parametrize("name", ["llama_padded", "gemma2_softcap", "t5", "mixtral", "vit"])
 def test_gradients_of_a_training_step(name):
     architecture = by_name[name]
     model, inputs = architecture.make()
-    logits(model(**cacheless(architecture, inputs))).square().mean().backward()
+    loss(model(**cacheless(architecture, inputs)), inputs).backward()
     wanted = {name: parameter.grad for name, parameter in model.named_parameters()}
+    largest = max(float(gradient.abs().max()) for gradient in wanted.values() if gradient is not None)
     model, inputs = architecture.make()
     found = rewritten(model, kwargs=cacheless(architecture, inputs))
     assert found.matched == architecture.attentions
-    logits(found.output).square().mean().backward()
-    for parameter_name, parameter in model.named_parameters():
-        if wanted[parameter_name] is None:
-            assert parameter.grad is None, parameter_name
-        else:
-            scale = float(wanted[parameter_name].abs().max())
-            torch.testing.assert_close(parameter.grad, wanted[parameter_name], rtol=1e-3, atol=1e-4 * scale + 1e-9)
+    loss(found.output, inputs).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (wanted[name] is None), name
+        if parameter.grad is not None:  # a key's bias has none but rounding, since softmax takes it off again
+            torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-3, atol=1e-5 * largest)
