@@ -20,7 +20,7 @@ from torch import fx
 from torch.nn.attention import flex_attention as flex
 
 from kpt_lab.core import Unsupported, dtype_name
-from kpt_lab.kernels.flashlight import attend, blocks, choose, functions, proofs
+from kpt_lab.kernels.flashlight import attend, blocked, blocks, choose, functions, proofs
 from kpt_lab.kernels.flashlight.expression import (
     Apply,
     Attention,
@@ -144,7 +144,24 @@ class _Site:
             raise Unsupported(
                 f"the probabilities are dropped out (p = {self.attention.dropout:g}) and {reason}: no fused kernel has both"
             )
-        return self.flex(part, query, key, value), "flex", reason if forced == "auto" else f"flex was asked for; {reason}"
+        if forced == "flex":
+            reason = f"flex was asked for; {reason}"
+        if lacking := self.lacking(part):
+            return self.blocked(_scale_as_number(part), query, key, value), "blocked", f"{reason}; {lacking}"
+        return self.flex(part, query, key, value), "flex", reason
+
+    def lacking(self, part: Part) -> str:
+        """Why FlexAttention's CPU template can't take the part, "" where it can; Unsupported where nothing else does."""
+        if self.device.type == "cuda" and self.dtype not in FLOATS:
+            raise Unsupported(f"FlexAttention's kernels take float16, bfloat16 and float32, not {dtype_name(self.dtype)}")
+        if self.device.type != "cpu":
+            return ""
+        if self.dtype not in FLOATS:
+            return f"FlexAttention has no {dtype_name(self.dtype)} on a CPU"
+        if self.training:
+            return "FlexAttention has no backward on a CPU"
+        fixed = all(isinstance(size, int) for size in self.lengths(part))
+        return "" if fixed else "FlexAttention's CPU template takes no symbolic lengths"
 
     def choice(self, part: Part, form: str) -> choose.Choice:
         """The kernel for a plain or causal part."""
@@ -292,18 +309,11 @@ class _Site:
 
     def flex(self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node) -> fx.Node:
         """One call of the FlexAttention operator, and what makes empty rows as eager has them."""
-        if self.dtype not in FLOATS:
-            raise Unsupported(f"FlexAttention's kernels take float16, bfloat16 and float32, not {dtype_name(self.dtype)}")
         if self.device.type not in ("cuda", "cpu"):
             raise Unsupported(f"FlexAttention is lowered to on cuda and cpu, not on {self.device.type}")
-        if self.device.type == "cpu" and self.training:
-            raise Unsupported("FlexAttention has no backward on a CPU: run under torch.no_grad(), or on a CUDA device")
         part = _scale_as_number(part)
         filled = self.options.empty_rows == "eager" and not proofs.rows_have_keys(part.mask, *self.lengths(part))
         score, mask = functions.score_function(part.score), functions.mask_function(part.mask)
-        if self.device.type == "cpu":  # torch's C++ template doesn't declare the symbolic sizes of captured tensors: fix them
-            for node in (*score.buffers, *mask.buffers):
-                _ = [int(size) for size in getattr(node.meta.get("val"), "shape", ())]
         mask_module = self.module("mask", mask.module)
         safe = not filled and proofs.rows_have_keys(part.mask, *self.lengths(part))
         counted = filled and self.device.type == "cpu"  # no row sums there: a column of ones beside the values tells
@@ -328,6 +338,24 @@ class _Site:
         if values is not value:
             out = self.call(aten.slice.Tensor, out, -1, 0, width)
         return self.call(aten.where.self, empty, self.empty_row(part, value), out) if filled else out
+
+    def blocked(self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node) -> fx.Node:
+        """One call of the operator that computes a block of queries at a time, with empty rows as eager has them."""
+        score, mask = functions.score_function(part.score), functions.mask_function(part.mask)
+        buffers = (*score.buffers, *mask.buffers)
+        kinds = "".join("t" if isinstance(node.meta.get("val"), torch.Tensor) else "n" for node in buffers)
+        tensors, numbers = ([n for n, kind in zip(buffers, kinds, strict=True) if kind == wanted] for wanted in "tn")
+        both = self.call(
+            blocked.blocked_attention._opoverload, blocked.register(score, mask), query, key, value, tensors, numbers, kinds,
+            len(score.buffers), float(part.scale),  # type: ignore[arg-type]
+        )  # fmt: skip
+        out = self.call(operator.getitem, both, 0)
+        if self.options.empty_rows == "zero" or proofs.rows_have_keys(part.mask, *self.lengths(part)):
+            return out
+        empty = self.call(
+            aten.unsqueeze.default, self.call(aten.eq.Scalar, self.call(operator.getitem, both, 1), -math.inf), -1
+        )
+        return self.call(aten.where.self, empty, self.empty_row(part, value), out)
 
     def widened(
         self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node, counted: bool

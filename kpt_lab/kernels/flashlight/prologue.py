@@ -173,7 +173,7 @@ def _hand_over(gm: fx.GraphModule, builder: fx.Node, made: Sequence[torch.Tensor
         with gm.graph.inserting_after(last):
             last = gm.graph.placeholder(f"flashlight_prologue_{already + i}")
         last.meta["val"] = value
-        last._dynamo_source = None  # type: ignore[attr-defined]  # asked for where the others come from Dynamo
+        last._dynamo_source = None  # asked for where the others come from Dynamo
         new.append(last)
     for user in list(builder.users):
         if user.target is not operator.getitem:
