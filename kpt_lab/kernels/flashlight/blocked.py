@@ -139,7 +139,7 @@ def _backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Any, ...]:
     settings = ctx.numbers, ctx.kinds, ctx.split, ctx.scale
     found = blocked_attention_backward(ctx.name, upstream, query, key, value, tensors, *settings)
     captured = [gradient if x.is_floating_point() else None for gradient, x in zip(found[3:], tensors, strict=True)]
-    return None, *found[:3], captured, None, None, None, None
+    return None, *found[:3], captured, [None] * len(ctx.numbers), None, None, None
 
 
 blocked_attention.register_autograd(_backward, setup_context=_save)
