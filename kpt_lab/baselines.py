@@ -21,8 +21,6 @@ def _eager(fn: Callable[..., Any], args: tuple) -> Callable[..., Any]:
 
 
 def _compile(fn: Callable[..., Any], args: tuple, mode: str = "default") -> Callable[..., Any]:
-    if callable(rewritten := getattr(fn, "compile_with", None)):
-        return rewritten(mode=mode, dynamic=False)  # a rewrite of captured graphs, lost in a compilation around it
     # dynamic=False: each cell has one shape, and a specialised kernel is what a careful user would deploy
     return torch.compile(fn, mode=mode, dynamic=False, fullgraph=False)
 

@@ -233,6 +233,7 @@ class Technique:
     simulates:  the Target's name that it simulates; its clock is then stored as simulation_time, never as time.
     requires:   "cuda" or names of modules to import; where one is missing the Trial says "unavailable" and what to do.
     baseline:   may be chosen as the best baseline.
+    absorb:     `absorb(next) -> apply` of both together, or None: for a rewrite that a compiler around it would lose.
     """
 
     name: str
@@ -249,6 +250,7 @@ class Technique:
     requires: tuple[str, ...] = ()
     baseline: bool = False
     parts: tuple[Technique, ...] = ()
+    absorb: Callable[[Technique], Callable[..., Callable[..., Any]] | None] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "knobs", _frozen(self.knobs))
@@ -294,11 +296,15 @@ def stack(*parts: Technique) -> Technique:
         for b in ordered[i + 1 :]:
             if both := a.replaces & b.replaces:
                 raise ValueError(f"{a.label!r} and {b.label!r} both replace {', '.join(sorted(both))}: stack one of them")
+    applied: list[Technique] = []
+    for part in ordered:
+        both_apply = applied[-1].absorb(part) if applied and applied[-1].absorb else None
+        applied[-1:] = [replace(applied[-1], apply=both_apply)] if both_apply else [*applied[-1:], part]
     kinds = {part.on for part in ordered}
     costs = tuple(part.cost for part in ordered if part.cost)
     return Technique(
         name=" >> ".join(part.label for part in ordered),
-        apply=functools.partial(_apply_parts, parts=ordered),
+        apply=functools.partial(_apply_parts, parts=tuple(applied)),
         stage=ordered[-1].stage,
         on="fn" if kinds == {"fn"} else "step",
         replaces=frozenset().union(*(part.replaces for part in ordered)),

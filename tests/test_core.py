@@ -143,3 +143,18 @@ def test_dtypes_by_name():
     assert to_dtype("bfloat16") is torch.bfloat16
     with pytest.raises(ValueError, match="dtype is 'bf17'"):
         to_dtype("bf17")
+
+
+def test_a_part_may_absorb_the_one_after_it():
+    def absorb(part):
+        return (lambda fn, args: ("both", fn)) if part.name == "after" else None
+
+    first = Technique("first", lambda fn, args: ("first", fn), stage="rewrite", absorb=absorb)
+    after = Technique("after", lambda fn, args: ("after", fn), stage="compile")
+    other = Technique("other", lambda fn, args: ("other", fn), stage="compile")
+    assert (first >> after).apply("fn", ()) == ("both", "fn")
+    assert (first >> after).label == "first >> after"
+    assert (first >> after).parts == (first, after)
+    assert (first >> other).apply("fn", ()) == ("other", ("first", "fn"))
+    between = Technique("between", lambda fn, args: ("between", fn), stage="precision")
+    assert (first >> between >> after).apply("fn", ()) == ("after", ("between", ("first", "fn")))

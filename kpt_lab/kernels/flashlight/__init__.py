@@ -15,8 +15,11 @@ and `explain(candidate)` says for each softmax what was done, or why nothing was
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
+from kpt_lab import baselines
 from kpt_lab.core import Technique
 from kpt_lab.kernels.flashlight.explain import Explanation, explain
 from kpt_lab.kernels.flashlight.rewrite import Backend, Rewritten, apply
@@ -31,6 +34,18 @@ def _apply(fn: Any, args: tuple, empty_rows: str = "eager", kernel: str = "auto"
     return apply(fn, args, empty_rows=empty_rows, kernel=kernel, check=check)
 
 
-flashlight = Technique("flashlight", _apply, stage="rewrite", replaces=frozenset({"attention"}))
+def _apply_compiled(fn: Any, args: tuple, mode: str = "default", **knobs: Any) -> Rewritten:
+    return _apply(fn, args, **knobs).compile_with(mode=mode, dynamic=False)
+
+
+def _absorb(part: Technique) -> Callable[..., Rewritten] | None:
+    """Inductor takes the rewritten graph itself: compiled around it, the rewrite would be lost."""
+    inner = part.apply
+    if isinstance(inner, functools.partial) and inner.func is baselines.compiled.apply:
+        return functools.partial(_apply_compiled, **inner.keywords)
+    return _apply_compiled if inner is baselines.compiled.apply else None
+
+
+flashlight = Technique("flashlight", _apply, stage="rewrite", replaces=frozenset({"attention"}), absorb=_absorb)
 
 __all__ = ["Backend", "Explanation", "Rewritten", "backend", "explain", "flashlight"]
