@@ -48,6 +48,9 @@ def functional_form(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> fx.G
         raise Unsupported(f"the graph has no functional form: {type(error).__name__}: {reason[0] if reason else ''}") from error
     _write_back(graph, [i for i, _ in written])
     _tidy(graph)
+    placeholders = (node for node in graph.graph.nodes if node.op == "placeholder")
+    for node, fake in zip(placeholders, fakes, strict=True):
+        node.meta["val"] = fake  # what was traced with forgot whether it requires a gradient
     return graph
 
 

@@ -76,6 +76,7 @@ def place(node: fx.Node) -> str:
     """The line of the user's source that a node comes from, or its name."""
     trace = node.meta.get("stack_trace")
     lines = [line.strip() for line in str(trace).strip().splitlines()] if trace else []
+    lines = [line for line in lines if line.strip("^~ ") and not line.startswith("File ")]
     return lines[-1] if lines else node.name
 
 

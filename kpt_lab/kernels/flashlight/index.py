@@ -328,7 +328,9 @@ def _is_fake(tensor: torch.Tensor) -> bool:
 def needs_gradient(graph: fx.Graph) -> set[fx.Node]:
     """The nodes through which a gradient may have to flow: floating, and below an input that requires one."""
     found: set[fx.Node] = set()
-    enabled = True
+    enabled = torch.is_grad_enabled()
+    if not enabled and not any(n.target is torch._C._set_grad_enabled and n.args[0] for n in graph.nodes):
+        return found
     for node in graph.nodes:
         if node.target is torch._C._set_grad_enabled:
             enabled = bool(node.args[0])
