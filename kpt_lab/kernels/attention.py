@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kpt_lab import baselines, kernels
 from kpt_lab.core import Cost, Problem, Recording, Technique, Unsupported, Workload, dtype_name, to_dtype
-from kpt_lab.kernels.flashlight import attend
+from kpt_lab.kernels.flashlight import attend, flashlight
 
 WINDOW, PREFIX, STEP, CAP = 256, 256, 2, 30.0
 DOCUMENTS = 12  # in each row of a batch, of random lengths, as the FlashLight paper has them
@@ -170,19 +170,26 @@ def pairs(variant: str, *, batch: int, length: int, seed: int = 0) -> int:
 
 
 def _inputs(
-    tensors: int, *, device: str, dtype: torch.dtype | str, seed: int, batch: int, heads: int, groups: int, length: int,
-    width: int, variant: str,
-) -> list[tuple[Tensor, ...]]:  # fmt: skip
-    """Three sets of query, key and value, with an upstream gradient as the fourth where asked for, then what is captured."""
+    *,
+    device: str,
+    dtype: torch.dtype | str,
+    seed: int,
+    batch: int,
+    heads: int,
+    groups: int,
+    length: int,
+    width: int,
+    variant: str,
+) -> list[tuple[Tensor, ...]]:
+    """Three sets of query, key and value, then what is captured."""
     _check(batch, heads, groups, length, width, variant)
     generator = torch.Generator(device).manual_seed(seed)
-    counts = (heads, heads // groups, heads // groups, heads)[:tensors]
 
     def made(count: int) -> Tensor:
         return torch.randn(batch, length, count, width, generator=generator, device=device, dtype=to_dtype(dtype))
 
     extra = captured(variant, batch=batch, heads=heads, length=length, device=device)  # the same in each, as cost counts it
-    return [(*map(made, counts), *(x.clone() for x in extra)) for _ in range(3)]
+    return [(*map(made, (heads, heads // groups, heads // groups)), *(x.clone() for x in extra)) for _ in range(3)]
 
 
 def _make_forward(
@@ -191,26 +198,29 @@ def _make_forward(
 ) -> Problem:  # fmt: skip
     """Query (batch, length, heads, width), key and value with heads / groups heads, and the variant's tensors."""
     sizes = {"batch": batch, "heads": heads, "groups": groups, "length": length, "width": width, "variant": variant}
-    return Problem(SPECIFICATIONS.get(variant, plain), _inputs(3, device=device, dtype=dtype, seed=seed, **sizes))  # type: ignore[arg-type]
+    return Problem(SPECIFICATIONS.get(variant, plain), _inputs(device=device, dtype=dtype, seed=seed, **sizes))  # type: ignore[arg-type]
 
 
 def _make_backward(
     *, device: str, dtype: torch.dtype | str, seed: int, batch: int, heads: int, groups: int = 1, length: int, width: int,
     variant: str = "causal",
 ) -> Problem:  # fmt: skip
-    """As forward, with an upstream gradient; the step returns the output and the gradients of query, key and value."""
+    """As forward; the step returns the output and the gradients of query, key and value under one fixed upstream gradient."""
     sizes = {"batch": batch, "heads": heads, "groups": groups, "length": length, "width": width, "variant": variant}
-    inputs = _inputs(4, device=device, dtype=dtype, seed=seed, **sizes)  # type: ignore[arg-type]
-    return Problem(SPECIFICATIONS.get(variant, plain), inputs, drive=forward_and_backward)
+    inputs = _inputs(device=device, dtype=dtype, seed=seed, **sizes)  # type: ignore[arg-type]
+    generator = torch.Generator(device).manual_seed(seed + 1)
+    upstream = torch.randn(batch, length, heads, width, generator=generator, device=device, dtype=to_dtype(dtype))
+    drive = functools.partial(forward_and_backward, upstream=upstream)
+    return Problem(SPECIFICATIONS.get(variant, plain), inputs, drive=drive)
 
 
-def forward_and_backward(candidate: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    """The step of `backward`: (query, key, value, upstream, *captured) -> (output, three gradients), through autograd."""
+def forward_and_backward(candidate: Callable[..., Tensor], upstream: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+    """The step of `backward`: (query, key, value, *captured) -> (output, three gradients), through autograd."""
 
-    def step(query: Tensor, key: Tensor, value: Tensor, upstream: Tensor, *extra: Tensor) -> tuple[Tensor, ...]:
+    def step(query: Tensor, key: Tensor, value: Tensor, *extra: Tensor) -> tuple[Tensor, ...]:
         leaves = [x.detach().requires_grad_() for x in (query, key, value)]
         out = candidate(*leaves, *extra)
-        return out.detach(), *torch.autograd.grad(out, leaves, upstream)
+        return out.detach(), *torch.autograd.grad(out, leaves, upstream.to(out.dtype))
 
     return step
 
@@ -365,8 +375,22 @@ flex_autotuned = Technique(
     "flex max-autotune", functools.partial(_apply_flex, autotuned=True), replaces=REPLACES, requires=("cuda",), baseline=True
 )
 
+flashlight_compiled = flashlight >> compiled
+
+
+def _apply_flashlight_rebuilt(fn: Callable[..., Any], args: tuple) -> Callable[..., Any]:
+    fused = flashlight.apply(fn, args)
+
+    def run(query: Tensor, key: Tensor, value: Tensor, *extra: Tensor) -> Tensor:
+        return fused(query, key, value, *(x.detach() for x in extra))  # new objects, as a loader's would be: no kept mask fits
+
+    return run
+
+
+flashlight_rebuilt = Technique("flashlight, mask rebuilt", _apply_flashlight_rebuilt, stage="rewrite", replaces=REPLACES)
+
 libraries = (sdpa_flash, sdpa_efficient, sdpa_cudnn, fa3)
-techniques: tuple[Technique, ...] = (eager, compiled, max_autotune, *libraries, flex, flex_autotuned)
+techniques = (eager, compiled, max_autotune, *libraries, flex, flex_autotuned, flashlight, flashlight_compiled)
 
 _SIZES = {"heads": [16], "width": [64, 128]}  # 16k tokens below 32k, so that every length fills the device
 record_grid = (

@@ -55,6 +55,10 @@ class Shape:
             self.kind, self.training,
         )  # fmt: skip
 
+    def for_flex(self) -> Shape:
+        """What the template's options depend on: not the lengths, nor how many heads there are."""
+        return Shape(self.dtype, self.width, self.value_width, 0, self.groups, 1, 1, self.kind, self.training)
+
     def key(self, device: torch.device) -> str:
         """What a choice is kept under."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -183,7 +187,7 @@ def _raced_with_gradients(steps: Mapping[str, Callable[[], Any]]) -> dict[str, f
 
 def flex_options(shape: Shape, device: torch.device) -> Choice:
     """The template's options that were found fastest for such an attention, or torch's own where nobody has measured."""
-    known = STORE.recall(shape.key(device)) if device.type == "cuda" else None
+    known = STORE.recall(shape.for_flex().key(device)) if device.type == "cuda" else None
     seconds = known.get("seconds") if known else None
     if not isinstance(seconds, dict) or not seconds:
         return Choice("flex", "block sizes are torch's own, not measured", {}, {})
@@ -205,5 +209,5 @@ def tune_flex(shape: Shape, device: torch.device, make: Callable[[Mapping[str, A
         steps[json.dumps(options, sort_keys=True)] = step
     seconds = race(steps) if not shape.training else _raced_with_gradients(steps)
     if seconds:
-        STORE.remember(shape.key(device), {"seconds": seconds})
+        STORE.remember(shape.for_flex().key(device), {"seconds": seconds})
     return seconds

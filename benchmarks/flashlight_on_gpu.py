@@ -1,0 +1,257 @@
+"""FlashLight on a CUDA device: idiomatic attention, rewritten, against every kernel that one could have called by hand.
+
+    PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --record FILE --part plain     # plain and causal, 1k to 32k
+    PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --record FILE --part masks     # against FlexAttention with a kept mask
+    PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --record FILE --part rebuilt   # masks whose tensors change in every step
+    PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --record FILE --part eager     # over plain PyTorch, with memory
+    PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --record FILE --part memory    # 32k tokens
+    PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --record FILE --part backward
+    PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --tune                         # FlexAttention's block sizes, remembered
+    PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --summary FILE                 # the tables of a record, on any machine
+
+What a file holds already of this machine is not measured again, so a part can be recorded in several calls of a few minutes:
+--seconds ends one. Cells come in the order of what matters most. Choices are kept in build/attention_cache, and copied to $OUT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kpt_lab import ratios, records
+from kpt_lab.core import Technique, Trials, Workload
+from kpt_lab.environment import environment
+from kpt_lab.isolate import run_jobs
+from kpt_lab.kernels import attention
+from kpt_lab.kernels.attention import backward, flashlight, flashlight_compiled, flashlight_rebuilt, flex, forward, libraries
+from kpt_lab.kernels.flashlight import choose
+from kpt_lab.measure import job_for
+from kpt_lab.runner import Job
+
+OUT = Path(os.environ.get("OUT", "."))
+START = time.perf_counter()
+DEVICE, DTYPE, HEADS, TOKENS = "cuda", "bfloat16", 16, 16384
+PARTS = ("plain", "masks", "rebuilt", "eager", "memory", "backward")
+MASKS = ("causal", "window", "prefix", "document", "dilated", "padding", "alibi", "softcap")
+OURS = (flashlight.label, flashlight_compiled.label, flashlight_rebuilt.label)
+PLAIN = tuple(t.label for t in (attention.eager, attention.compiled, attention.max_autotune))
+Cell = tuple[Workload, tuple[Technique, ...], dict[str, Any]]
+
+
+def elapsed() -> float:
+    return time.perf_counter() - START
+
+
+def sized(length: int, width: int, groups: int, variant: str) -> dict[str, Any]:
+    batch = max(1, TOKENS // length)
+    return {"batch": batch, "heads": HEADS, "groups": groups, "length": length, "width": width, "variant": variant}
+
+
+def cells(part: str) -> Iterator[Cell]:
+    """The cells of one part, what matters most first."""
+    ours = (flashlight, flashlight_compiled)
+    if part == "plain":
+        for length in (4096, 16384, 1024, 32768, 8192, 2048):
+            for variant in ("causal", "plain"):
+                for width in (128, 64):
+                    for groups in (1, 8):
+                        yield forward, (*libraries, flex, *ours), sized(length, width, groups, variant)
+    elif part == "masks":
+        for length in (4096, 8192, 1024):
+            for variant in MASKS:
+                for width, groups in ((128, 1), (64, 8)):
+                    # a causal mask also goes to the libraries; here Flex is the peer of all
+                    yield forward, (flex, *ours), sized(length, width, groups, variant)
+    elif part == "rebuilt":
+        for length in (8192, 4096, 2048):
+            for variant in ("document", "padding"):
+                for width, groups in ((128, 1), (64, 8)):
+                    yield forward, (attention.flex_rebuilt, flashlight_rebuilt), sized(length, width, groups, variant)
+    elif part == "eager":
+        for length in (4096, 1024, 8192, 16384):
+            for variant in ("causal", "document", "softcap", "plain"):
+                techniques = (attention.eager, attention.compiled, *ours)
+                yield forward, techniques, sized(length, 128, 1, variant) | {"batch": max(1, 4096 // length)}
+    elif part == "memory":
+        for variant, width in (("causal", 128), ("plain", 64), ("document", 128), ("softcap", 64)):
+            peers = (*libraries, flex) if variant in ("causal", "plain") else (flex,)
+            yield forward, (*peers, *ours), sized(32768, width, 1, variant)
+    else:
+        for length in (4096, 16384, 1024):
+            for variant in ("causal", "document", "alibi", "plain", "window"):
+                for width, groups in ((128, 1), (64, 8)):
+                    peers = (
+                        (attention.sdpa_flash, attention.sdpa_cudnn, attention.fa3) if variant in ("causal", "plain") else ()
+                    )
+                    yield backward, (*peers, flex, *ours), sized(length, width, groups, variant)
+
+
+def jobs(part: str, processes: int) -> Iterator[Job]:
+    """The jobs of a part in the order of their processes, so that an early end leaves whole cells with fewer processes."""
+    for process in range(processes):
+        for workload, techniques, params in cells(part):
+            job = job_for(workload, techniques, params, device=DEVICE, dtype=DTYPE, budget=BUDGET * len(techniques))
+            yield replace(job, process=process)
+
+
+def place(workload: str, params: Mapping[str, Any], labels: frozenset[str], process: int) -> tuple[Any, ...]:
+    """What tells one cell of one process from the others."""
+    return workload, tuple(sorted(params.items())), labels, process
+
+
+def record(file: Path, part: str, seconds: float, processes: int) -> None:
+    """Measure what `file` lacks of a part on this very machine, until done or out of time."""
+    here = environment(DEVICE)["host"]
+    known: dict[tuple[Any, ...], set[str]] = {}
+    for trial in records.load(file) if file.exists() else ():
+        if trial.host == here:
+            known.setdefault((trial.workload, tuple(sorted(trial.params.items())), trial.process), set()).add(trial.label)
+    todo = [
+        job for job in jobs(part, processes)
+        if not {t.label for t in job.techniques}
+        <= known.get((job.workload.name, tuple(sorted(job.params.items())), job.process), set())
+    ]  # fmt: skip
+    ended = threading.Event()
+    timer = threading.Timer(seconds, ended.set)
+    timer.daemon = True
+    timer.start()
+    done = 0
+
+    def keep(job: Job, trials: Trials) -> None:
+        nonlocal done
+        done += 1
+        records.record(trials, file)
+        failed = {t.label: f"{t.status}: {t.advice[:160]}" for t in trials if t.status != "ok"}
+        times = "  ".join(f"{t.label} {1e6 * t.time:.1f}" for t in trials if t.status == "ok")
+        what = " ".join(str(v) for v in job.params.values())
+        print(
+            f"[{elapsed():4.0f}] {done}/{len(todo)} {job.workload.name} {what} process {job.process}: {times} {failed or ''}",
+            flush=True,
+        )
+
+    run_jobs(todo, limit=240.0, done=keep, cancelled=ended)
+    timer.cancel()
+    print(f"{done} of {len(todo)} cells in {elapsed():.0f} s")
+    summary(file)
+
+
+def tune(seconds: float) -> None:
+    """Race FlexAttention's block sizes for each head width and kind of function, and remember them."""
+    for training in (False, True):
+        for width in (128, 64):
+            for variant, kind in (("window", "flex mask"), ("softcap", "flex score mask")):
+                for groups in (1, 8):
+                    if elapsed() > seconds:
+                        print("out of time")
+                        return
+                    workload = (backward if training else forward)(**sized(4096, width, groups, variant))
+                    problem = workload.make(device=DEVICE, dtype=DTYPE, seed=0, **workload.complete({}))
+                    inputs = problem.inputs[0]
+
+                    def make(options: Mapping[str, Any], problem: Any = problem, inputs: Any = inputs) -> Callable[[], Any]:
+                        step = problem.drive(flex.apply(problem.fn, inputs, **options))
+                        return lambda: step(*inputs)
+
+                    shape = choose.Shape(torch.bfloat16, width, width, HEADS, groups, 4096, 4096, kind, training)
+                    torch._dynamo.reset()
+                    found = choose.tune_flex(shape, torch.device(DEVICE, 0), make)
+                    print(f"[{elapsed():4.0f}] {kind} width {width} groups {groups} training {training}:", flush=True)
+                    for options, took in sorted(found.items(), key=lambda item: item[1]):
+                        print(f"    {1e6 * took:8.1f} us  {options}", flush=True)
+
+
+# ---- summary
+
+
+def geomean(values: list[float]) -> float:
+    kept = [v for v in values if v == v]
+    return math.exp(sum(map(math.log, kept)) / len(kept)) if kept else math.nan
+
+
+def ratio(by_label: dict[str, Trials], one: str, over: str) -> float:
+    try:
+        return ratios.speedup(by_label[one], by_label[over]).value
+    except (KeyError, ratios.Incomparable):
+        return math.nan
+
+
+def best_of(by_label: dict[str, Trials], labels: list[str]) -> str:
+    known = [label for label in labels if all(t.status == "ok" for t in by_label[label])]
+    return min(known, key=lambda label: ratios._median_time(by_label[label]), default="")
+
+
+def peak(trials: Trials) -> float:
+    """Peak memory of a call in bytes, or NaN."""
+    found = [t.metrics[name].value for t in trials.ok for name in ("memory.peak", "memory") if name in t.metrics]
+    return max(found, default=math.nan)
+
+
+def summary(file: Path) -> None:
+    """For each cell each of ours over the best peer and over plain PyTorch, with memory; geometric means at the end."""
+    means: dict[tuple[str, str], list[float]] = {}
+    for cell, by_label in sorted(
+        ratios.cells(records.load(file)).items(), key=lambda item: (item[0].workload, sorted(map(str, item[0].params)))
+    ):
+        size = dict(cell.params)
+        what = f"{cell.workload} {size['variant']} {size['length']} width {size['width']} groups {size['groups']}"
+        peers = [label for label in by_label if label not in (*OURS, *PLAIN, "copy")]
+        base, plain = best_of(by_label, peers), best_of(by_label, [label for label in PLAIN if label in by_label])
+        shown = []
+        for ours in OURS:
+            if ours not in by_label:
+                continue
+            text = f"{ours}:"
+            for over in filter(None, (base, plain)):
+                value = ratio(by_label, ours, over)
+                text += f" {value:.3f}x over {over}"
+                kind = "plain or causal" if size["variant"] in ("plain", "causal") else "masks"
+                means.setdefault(
+                    (f"{cell.workload}, {kind}, over {'plain PyTorch' if over in PLAIN else over}", ours), []
+                ).append(value)
+                text += f" (memory {peak(by_label[ours]) / peak(by_label[over]):.2f}x)"
+            shown.append(text)
+        print(f"{what}: " + "; ".join(shown))
+    print("\ngeometric means, and the lowest:")
+    for (what, ours), values in sorted(means.items()):
+        kept = [v for v in values if v == v]
+        if kept:
+            print(f"  {ours}, {what}: {geomean(kept):.3f}x over {len(kept)} cells, lowest {min(kept):.3f}x")
+
+
+BUDGET = 0.25  # seconds of timing a technique in a cell and process
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--record", metavar="FILE", type=Path)
+    parser.add_argument("--summary", metavar="FILE", type=Path)
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--part", choices=PARTS, default="plain")
+    parser.add_argument("--processes", type=int, default=1, help="6 make a headline")
+    parser.add_argument("--seconds", type=float, default=350.0, help="end after so many")
+    asked = parser.parse_args()
+    os.environ.setdefault("KPT_LAB_CACHE", str(Path("build/attention_cache").resolve()))
+    if asked.tune:
+        tune(asked.seconds)
+    if asked.record:
+        record(asked.record, asked.part, asked.seconds, asked.processes)
+    if asked.summary:
+        summary(asked.summary)
+    if choose.STORE.path().exists():
+        shutil.copy(choose.STORE.path(), OUT / choose.STORE.path().name)
+    if not (asked.tune or asked.record or asked.summary):
+        parser.print_help()
+
+
+if __name__ == "__main__":
+    main()
