@@ -64,6 +64,7 @@ def test_the_technique_on_a_model(name):
     """With the real lowering: FlexAttention's compiled CPU template, rows without keys included."""
     architecture = by_name[name]
     model, inputs = architecture.make()
+    torch._dynamo.reset()
     fast = flashlight.apply(Keyed(model, tuple(inputs)), tuple(inputs.values()), check=False)
     torch.testing.assert_close(fast(*inputs.values()), model(**inputs, use_cache=False).logits, rtol=1e-4, atol=1e-5)
     said = explain(fast)
