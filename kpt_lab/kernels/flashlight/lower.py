@@ -424,7 +424,9 @@ class _Site:
         with torch.set_grad_enabled(self.training):
             made = flex._apply_kernel_options(value, value, value, False, {"ROWS_GUARANTEED_SAFE": safe}, **extra)
         kind = f"flex{'' if isinstance(part.score, Score) else ' score'}{' mask' if part.mask is not None else ''}"
-        tuned = choose.flex_options(self.shape(part, kind), self.device).options
+        shape = self.shape(part, kind)
+        # below a block of queries Flex takes its decoding template, which has block sizes of its own
+        tuned = choose.flex_options(shape, self.device).options if shape.queries >= blocks.BLOCK else {}
         return {**made, **tuned, **self.options.kernel_options}
 
     def module(self, kind: str, module: fx.GraphModule) -> fx.Node:
