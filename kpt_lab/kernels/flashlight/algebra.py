@@ -113,7 +113,7 @@ def _times(left: Terms, right: Terms) -> Terms:
 
 def _order(expression: Expression) -> tuple[int, str]:
     rank = 0 if isinstance(expression, (Variable, Coordinate)) else 1 if not isinstance(expression, Size) else 2
-    return rank, str(expression)
+    return rank, f"{expression} {expression.node.name}" if isinstance(expression, Size) else str(expression)
 
 
 def total(polynomial: Terms) -> Expression:

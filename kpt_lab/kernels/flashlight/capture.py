@@ -67,7 +67,10 @@ def _stand_in(x: Any) -> Any:
         raise Unsupported(f"an input is a {type(x).__name__}; only plain tensors are understood")
     if x.layout != torch.strided:
         raise Unsupported(f"an input has the layout {x.layout}; only strided tensors are understood")
-    return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=x.device, requires_grad=x.requires_grad)
+    made = torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=x.device, requires_grad=x.requires_grad)
+    if (number := getattr(x, "item_memo", None)) is not None:  # the symbolic number that a tensor of one element stands for
+        made.item_memo = number  # type: ignore[attr-defined]
+    return made
 
 
 def _plain(x: Any) -> Any:
@@ -105,11 +108,16 @@ def _write_back(graph_module: fx.GraphModule, written: list[int]) -> None:
 
 def _no_aliases(outputs: Any, inputs: list[fx.Node], changes: Sequence[fx.Node]) -> None:
     """Refuse where an output would have shared memory with an input that is written to: the functional one doesn't."""
-    storages = {id(node.meta["val"].untyped_storage()) for node in (*inputs, *changes)}
-    for leaf in tree_leaves(outputs):
-        held = leaf.meta.get("val") if isinstance(leaf, fx.Node) else None
-        if isinstance(held, torch.Tensor) and id(held.untyped_storage()) in storages:
-            raise Unsupported("an output shares memory with an input that is written to in place")
+    bases = {_base(node) for node in (*inputs, *changes)}
+    if any(isinstance(leaf, fx.Node) and _base(leaf) in bases for leaf in tree_leaves(outputs)):
+        raise Unsupported("an output shares memory with an input that is written to in place")
+
+
+def _base(node: fx.Node) -> fx.Node:
+    """The node below all views."""
+    while isinstance(node.target, torch._ops.OpOverload) and any(r.alias_info for r in node.target._schema.returns):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
 
 
 def _tidy(graph_module: fx.GraphModule) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from kpt_lab.kernels.flashlight.capture import remove_dead
-from kpt_lab.kernels.flashlight.expression import Attention, Expression, Load, Operand, Size
+from kpt_lab.kernels.flashlight.expression import Apply, Attention, Coordinate, Expression, Load, Operand, Size
 from kpt_lab.kernels.flashlight.index import name_of, value
 
 LARGEST = 1 << 26  # scores of one check: 256 MiB in float32
@@ -102,7 +102,6 @@ class TooLarge(Exception):
 
 def _moved(attention: Attention, new: dict[fx.Node, fx.Node]) -> Attention:
     """The attention in a copied graph."""
-    from kpt_lab.kernels.flashlight.expression import Apply
 
     def expression(e: Any) -> Any:
         match e:
@@ -173,7 +172,11 @@ def _sizes(symbols: list[tuple[Any, int]]) -> list[tuple[str, dict[Any, int]]]:
     if not symbols:
         return [("the sizes of the call", {})]
     small = {symbol: min(size, 37 + 2 * i) for i, (symbol, size) in enumerate(symbols)}
-    return [("small sizes", small), ("odd lengths", {s: 2 * i + 3 for i, (s, _) in enumerate(symbols)}), ("length 1", {s: 1 for s, _ in symbols})]
+    return [
+        ("small sizes", small),
+        ("odd lengths", {s: 2 * i + 3 for i, (s, _) in enumerate(symbols)}),
+        ("length 1", {s: 1 for s, _ in symbols}),
+    ]
 
 
 def _number(size: Any, sizes: dict[Any, int]) -> int:
@@ -199,7 +202,9 @@ class Inputs:
     def __init__(self, region: Region, sizes: dict[Any, int], kind: str) -> None:
         self.region, self.sizes, self.kind = region, sizes, kind
         self.limits = _limits(region.attention, sizes)
-        self.operands = {x for x in leaves(region.attention)[: 1 + 2 * len(region.attention.parts)]}
+        self.added = {
+            load.tensor: dim for e in (p.score for p in region.attention.parts if p.fill != "finite") for load, dim in _added(e)
+        }
 
     def tensors(self) -> list[Any]:
         """One value for each input of the region."""
@@ -231,9 +236,19 @@ class Inputs:
         if not held.dtype.is_floating_point:
             return torch.randint(0, max(self.limits.get(node, 3), 1), shape, device=held.device, dtype=held.dtype)
         made = torch.randn(shape, device=held.device, dtype=torch.float32)
-        if odd and node not in self.operands and shape and shape[-1] > 2:
-            made[..., 1] = float("-inf")
+        if odd and node in self.added and shape[self.added[node]] > 2:
+            made.select(self.added[node], 1).fill_(float("-inf"))
         return made.to(held.dtype)
+
+
+def _added(expression: Expression) -> Iterable[tuple[Load, int]]:
+    """The tensors that are added to the score, with the dimension that runs over the keys."""
+    match expression:
+        case Apply("add" | "to", arguments, _):
+            for argument in arguments:
+                yield from _added(argument)
+        case Load(_, index) if Coordinate("k") in index:
+            yield expression, index.index(Coordinate("k"))
 
 
 def _limits(attention: Attention, sizes: dict[Any, int]) -> dict[fx.Node, int]:

@@ -58,7 +58,7 @@ class Backend:
         text = pattern(attention)
         try:
             checked = self._checked(graph, attention) if self.check else "not checked"
-            done = lower.replace(graph, attention, options=self.options)
+            done = lower.replace(graph, attention, options=_suited(self.options, attention))
         except (Unsupported, differential.Differs) as error:
             report.entries += [Entry(x, False, text, reason=str(error)) for x in where]
             return False
@@ -78,7 +78,7 @@ class Backend:
             )
 
             def lowered(gm: fx.GraphModule, copied: Attention) -> Any:
-                return lower.replace(gm, copied, options=dataclasses.replace(options, training=training))
+                return lower.replace(gm, copied, options=_suited(dataclasses.replace(options, training=training), copied))
 
             try:
                 found = differential.check(
@@ -103,6 +103,12 @@ class Backend:
         if rewritten:
             return regions.finish(graph, inputs, compiler)
         return compiler(graph, list(inputs)) if compiler else graph.forward
+
+
+def _suited(options: lower.Options, attention: Attention) -> lower.Options:
+    """The options for one attention: where the graph itself makes empty rows zero, that is what they give."""
+    zero = any(p.fill == "zero" for p in attention.parts) and all(p.fill in ("zero", "none") for p in attention.parts)
+    return dataclasses.replace(options, empty_rows="zero") if zero else options
 
 
 def _signature(attention: Attention) -> str:

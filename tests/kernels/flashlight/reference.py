@@ -11,7 +11,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from kpt_lab.kernels.flashlight.expression import Apply, Attention, Constant, Coordinate, Expression, Load, Operand, Part, Score, Size
+from kpt_lab.kernels.flashlight.expression import (
+    Apply,
+    Attention,
+    Constant,
+    Coordinate,
+    Expression,
+    Load,
+    Operand,
+    Part,
+    Score,
+    Size,
+)
 
 PLAIN = {"logical_and": torch.logical_and, "logical_or": torch.logical_or, "logical_not": torch.logical_not}
 
@@ -50,7 +61,9 @@ def element(expression: Expression, at: dict[str, torch.Tensor], held: dict[fx.N
         case Load(node, index):
             places = [torch.as_tensor(element(i, at, held), dtype=torch.int64) for i in index]
             for place, extent in zip(places, held[node].shape, strict=True):
-                assert place.numel() == 0 or (0 <= int(place.min()) and int(place.max()) < extent), f"{expression} leaves its tensor"
+                assert place.numel() == 0 or (0 <= int(place.min()) and int(place.max()) < extent), (
+                    f"{expression} leaves its tensor"
+                )
             found = held[node][tuple(places)] if places else held[node]
             return found.to(torch.float64) if found.is_floating_point() else found
         case Apply(op, arguments, dtype):
@@ -100,8 +113,15 @@ def evaluate(attention: Attention, held: dict[fx.Node, Any]) -> torch.Tensor:
     total = sum(probabilities(part, held) for part in attention.parts)
     value = arranged(attention.value, held).repeat_interleave(attention.parts[0].groups, 1)
     out = total @ value
+    known: dict[Any, int] = {}
+    for node, tensor in held.items():  # what the symbols of sizes are at this call
+        if isinstance(tensor, torch.Tensor):
+            known |= {
+                n.node.expr: m for n, m in zip(node.meta["val"].shape, tensor.shape, strict=True) if isinstance(n, torch.SymInt)
+            }
     shape = attention.output.meta["val"].shape
-    extents = [int(n) if isinstance(n, int) else None for n in shape]
+    placed = [n if isinstance(n, int) else n.node.expr.xreplace(known) for n in shape]
+    extents = [int(n) if getattr(n, "is_Integer", True) else None for n in placed]
     return restored(out, attention, extents)
 
 
