@@ -16,7 +16,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kpt_lab.kernels.flashlight.blocks import Builder
+from kpt_lab.kernels.flashlight.blocks import NAMES, TRANSPOSED, Builder
 
 KEPT = 8  # block masks of one builder, for as many lengths or batches as alternate
 HEAVY = ("mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "convolution", "conv", "softmax", "attention", "embedding")
@@ -79,12 +79,14 @@ def hoist(
             continue
         module, sources = cut
         given = [examples[i] if dim is None else examples[i].shape[dim] for i, dim in sources]
+        given = [x.detach() if isinstance(x, torch.Tensor) else x for x in given]
+        builder = gm.get_submodule(str(node.target))
         with fake_mode, torch.no_grad():
             made = module(*given)
-        builder = gm.get_submodule(str(node.target))
         # a few small tensors on a CPU aren't worth a compiler's seconds; what is evaluated at every place is, for its memory
         small = builder.device.type == "cpu" and not builder.evaluated
-        prologues.append(Prologue(sources, module if small else compiler(module, given)))
+        with torch.no_grad():
+            prologues.append(Prologue(sources, module if small else compiler(module, given)))
         _hand_over(gm, node, made, len(fakes))
         fakes.extend(made)
     gm.graph.eliminate_dead_code()
@@ -141,7 +143,9 @@ def _cut(
     for node in sorted(needed, key=order.__getitem__):
         inner[node] = graph.node_copy(node, inner.__getitem__)
     root.add_module(str(builder.target), gm.get_submodule(str(builder.target)))
-    graph.output(inner[builder])
+    # one by one, since Inductor takes flat outputs only
+    count = len(NAMES) + (len(TRANSPOSED) if gm.get_submodule(str(builder.target)).transposed else 0)
+    graph.output(tuple(graph.call_function(operator.getitem, (inner[builder], i)) for i in range(count)))
     return fx.GraphModule(root, graph), list(sources)
 
 

@@ -115,11 +115,11 @@ class _Values(fx.Interpreter):
         return found
 
     def _flex(self, n: fx.Node) -> Any:
-        query, _, value = (self.known[node] for node in n.args[:3])  # type: ignore[index]
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
         needs = any(isinstance(x, torch.Tensor) and x.requires_grad for x in (self.known[m] for m in n.all_input_nodes))
-        out = query.new_empty((*query.shape[:-1], value.shape[-1])).requires_grad_(needs and torch.is_grad_enabled())
-        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        return out, sums, sums
+        with torch.no_grad():
+            out, *rest = FLEX(*args, **kwargs)
+        return (out.requires_grad_(needs and torch.is_grad_enabled()), *rest)
 
 
 def _region(gm: fx.GraphModule, site: fx.Node) -> tuple[fx.GraphModule, list[fx.Node]]:
