@@ -167,14 +167,13 @@ def bounds(polynomial: Terms) -> tuple[Terms | None, Terms | None]:
     for monomial, factor in polynomial.items():
         least: Terms | None = {(): 1}
         most: Terms | None = {(): 1}
-        for i, atom in enumerate(monomial):
+        for atom in monomial:
             a, b = _atom_bounds(atom)
             if len(monomial) > 1 and (a is None or not never_negative(a)):
                 least = most = None
                 break
             least = _times(least, a) if least is not None and a is not None else None
             most = _times(most, b) if most is not None and b is not None else None
-            del i
         if factor < 0:
             least, most = most, least
         low = _plus(low, least, factor) if low is not None and least is not None else None
@@ -195,7 +194,7 @@ def _atom_bounds(atom: Expression) -> tuple[Terms | None, Terms | None]:
         case Apply("floor_divide", (dividend, divisor), _) if _positive(divisor):
             low, high = bounds(terms(dividend))
             both = _number(high), _number(terms(divisor))
-            top = {(): both[0] // both[1]} if both[0] is not None and both[1] else None
+            top: Terms | None = {(): both[0] // both[1]} if both[0] is not None and both[1] else None
             return ({} if low is not None and never_negative(low) else None), (_plus({}, top) if top is not None else None)
         case Apply("abs", _, _):
             return {}, None
@@ -304,8 +303,6 @@ def compare(op: str, left: Expression, right: Expression) -> Expression:
     if difference[leading] < 0:
         op, constant = MIRRORED[op], -constant
         difference = _plus({}, difference, -1)
-    if op in ("gt", "le") and constant:  # x > c is x >= c + 1: keep what reads best
-        pass
     if constant and not (abs(constant) == 1 and op in ("ge", "lt", "gt", "le")):
         return Apply(op, (total(difference), Constant(-constant)), torch.bool)
     if constant:
@@ -352,7 +349,7 @@ def negate(expression: Expression) -> Expression:
         case Apply("logical_not", (operand,), _):
             return operand
         case Apply(op, (left, right), _) if op in COMPARISONS and (
-            is_integer(left) and is_integer(right) or op in ("eq", "ne")
+            (is_integer(left) and is_integer(right)) or op in ("eq", "ne")
         ):
             return Apply(COMPARISONS[op], (left, right), torch.bool)
         case Apply("logical_and", (left, right), _):
@@ -434,7 +431,8 @@ def fold(op: str, values: tuple[bool | int | float, ...], dtype: torch.dtype) ->
 def apply(op: str, arguments: tuple[Expression, ...], dtype: torch.dtype) -> Expression:
     """The pointwise operation as an expression, simplified where that is exact."""
     if op == "where":
-        return choose(*arguments, dtype)
+        condition, left, right = arguments
+        return choose(condition, left, right, dtype)
     if dtype is torch.bool and op in ("mul", "bitwise_and", "logical_and", "minimum"):
         return both(*(truth(x) for x in arguments))
     if dtype is torch.bool and op in ("add", "bitwise_or", "logical_or", "maximum"):
@@ -496,8 +494,8 @@ def _distribute(op: str, arguments: tuple[Expression, ...], dtype: torch.dtype) 
     for i, argument in enumerate(arguments):
         if isinstance(argument, Apply):
             condition, left, right = argument.arguments
-            sides = (apply(op, (*arguments[:i], side, *arguments[i + 1 :]), dtype) for side in (left, right))
-            return choose(condition, *sides, dtype)
+            left, right = (apply(op, (*arguments[:i], side, *arguments[i + 1 :]), dtype) for side in (left, right))
+            return choose(condition, left, right, dtype)
     raise AssertionError("there is nothing to distribute over")
 
 

@@ -84,7 +84,7 @@ def _written(x: Any, position: int) -> bool:
     if not isinstance(x, FunctionalTensor):
         return False
     torch._sync(x)
-    if torch._functionalize_has_metadata_mutation(x.elem):  # type: ignore[attr-defined]
+    if torch._functionalize_has_metadata_mutation(x.elem):
         raise Unsupported(f"input {position} changes its shape or strides in place")
     return torch._functionalize_has_data_mutation(x.elem)  # type: ignore[attr-defined]
 

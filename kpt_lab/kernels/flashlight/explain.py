@@ -95,7 +95,7 @@ def _part(part: Part) -> str:
     score: Expression = part.score
     text = readable(score)
     if part.scale != 1.0:
-        scale = f"{part.scale:.6g}" if isinstance(part.scale, float) else readable(part.scale)  # type: ignore[arg-type]
+        scale = f"{part.scale:.6g}" if isinstance(part.scale, float) else readable(part.scale)
         text = f"s · {scale}" if isinstance(score, Score) else f"{text} with s · {scale} for s"
     where = f" where {readable(part.mask)}" if part.mask is not None else ""
     softmax = f"softmax over k of {text}{where}" if not where and text == "s" else f"softmax over k of [{text}{where}]"

@@ -215,7 +215,7 @@ class Reader:
     def _attribute(self, node: fx.Node, index: Index) -> Expression:
         tensor = self.module
         for part in str(node.target).split("."):
-            tensor = getattr(tensor, part, None)  # type: ignore[assignment]
+            tensor = getattr(tensor, part, None)
         if isinstance(tensor, torch.Tensor) and tensor.numel() == 1 and not _is_fake(tensor) and not tensor.requires_grad:
             return Constant(tensor.item())
         return Load(node, index)
@@ -307,14 +307,14 @@ def _regrouped(left: list[tuple[Expression, Expression]], right: list[Expression
     for extent, i in left:
         flat = arithmetic("add", arithmetic("mul", flat, extent), i)
     result: list[Expression] = []
-    for i, extent in enumerate(right):
+    for position, extent in enumerate(right):
         stride: Expression = ONE
-        for other in right[i + 1 :]:
+        for other in right[position + 1 :]:
             stride = arithmetic("mul", stride, other)
         if extent == ONE:
             result.append(ZERO)
             continue
-        rest = arithmetic("remainder", flat, arithmetic("mul", stride, extent)) if i else flat
+        rest = arithmetic("remainder", flat, arithmetic("mul", stride, extent)) if position else flat
         result.append(arithmetic("floor_divide", rest, stride) if stride != ONE else rest)
     return result
 
@@ -642,8 +642,8 @@ def _masked_put(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Ex
 def _stack(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Expression | None:
     dim, tensors = _dim(a.dim, len(index)), a.tensors
     rest = (*index[:dim], *index[dim + 1 :])
-    if isinstance(index[dim], Constant):
-        return reader.element(tensors[index[dim].value], rest)
+    if isinstance(place := index[dim], Constant):
+        return reader.element(tensors[int(place.value)], rest)
     found = reader.element(tensors[-1], rest)
     for i, tensor in reversed(list(enumerate(tensors[:-1]))):
         found = choose(compare("eq", index[dim], Constant(i)), reader.element(tensor, rest), found, value(node).dtype)
@@ -692,7 +692,8 @@ def _leaky(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Express
 def _pad(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Expression | None:
     if a.get("mode", "constant") != "constant":
         return None
-    source, places, inside = a.values["self"], list(index), algebra.TRUE
+    source, places = a.values["self"], list(index)
+    inside: Expression = algebra.TRUE
     shape = reader.shape(source)
     for i in range(len(a.pad) // 2):
         d, before = len(shape) - 1 - i, reader.size(a.pad[2 * i])

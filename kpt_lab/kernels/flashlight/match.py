@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from kpt_lab.kernels.flashlight import algebra, masks, roles, softmaxes
+from kpt_lab.kernels.flashlight import softmaxes
 from kpt_lab.kernels.flashlight.algebra import ONE, ZERO, Product, Variable, apply, variables
 from kpt_lab.kernels.flashlight.capture import is_random
 from kpt_lab.kernels.flashlight.contraction import Contraction, contraction
@@ -24,14 +24,13 @@ from kpt_lab.kernels.flashlight.expression import (
     Coordinate,
     Expression,
     Load,
-    Operand,
     Part,
     Refusal,
     Score,
     replace,
 )
 from kpt_lab.kernels.flashlight.index import _RULES, CONTRACTIONS, SAME_SHAPE, Index, Reader, Unreadable, name_of, value
-from kpt_lab.kernels.flashlight.softmaxes import Anchor, bare
+from kpt_lab.kernels.flashlight.softmaxes import bare
 
 REDUCTIONS = {"amax", "max", "logsumexp"}
 
@@ -256,6 +255,10 @@ class _Proof:
         depends = [self._probable(node) for node in self.outer.operands]
         if all(depends):
             raise Refused("the probabilities meet themselves, so there is no product with values")
+        if not any(depends):
+            raise Refused(
+                "the gradient is stopped, or something unread stands, between the softmax and the product with values"
+            )
         return depends.index(True)
 
     def _probable(self, node: fx.Node) -> bool:
@@ -548,6 +551,3 @@ def replaced_products(expression: Expression) -> Expression:
         return None
 
     return replace(expression, change)
-
-
-__all__ = ["Anchor", "Draft", "Matcher", "Operand", "Refused", "Score", "find", "masks", "roles"]

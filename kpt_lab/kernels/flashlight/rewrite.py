@@ -90,19 +90,19 @@ class Backend:
         return self.checked[key]
 
     def _finish(self, graph: fx.GraphModule, inputs: Sequence[Any], rewritten: bool) -> Callable[..., Any]:
-        compiler = None
-        if self.inner == "inductor":
-            from torch._inductor import list_mode_options
-            from torch._inductor.compile_fx import compile_fx
-
-            patches = list_mode_options(self.mode) if self.mode not in (None, "default") else {}
-
-            def compiler(gm: fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:  # type: ignore[misc]
-                return compile_fx(gm, examples, config_patches=patches)  # type: ignore[return-value]
-
+        compiler = _inductor(self.mode) if self.inner == "inductor" else None
         if rewritten:
             return regions.finish(graph, inputs, compiler)
         return compiler(graph, list(inputs)) if compiler else graph.forward
+
+
+def _inductor(mode: str | None) -> Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]:
+    """Inductor as a backend in one of torch.compile's modes."""
+    from torch._inductor import list_mode_options
+    from torch._inductor.compile_fx import compile_fx
+
+    patches = list_mode_options(mode) if mode not in (None, "default") else {}
+    return lambda gm, examples: compile_fx(gm, examples, config_patches=patches)  # type: ignore[return-value]
 
 
 def _suited(options: lower.Options, attention: Attention) -> lower.Options:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import fx
@@ -39,7 +40,7 @@ def splits(variable: Variable, expressions: Iterable[Expression]) -> list[Variab
         return [variable]
     chain.sort(key=lambda stride: sum(quotient(stride, other) is not None for other in chain), reverse=True)
     edges = [variable.extent, *chain, ONE]
-    extents = [quotient(above, below) or ONE for above, below in zip(edges, edges[1:], strict=False)]
+    extents = [quotient(above, below) or ONE for above, below in pairwise(edges)]
     return [Variable(f"{variable.name}.{i}", extent) for i, extent in enumerate(extents)]
 
 
@@ -232,7 +233,7 @@ def number(expression: Expression, graph: fx.Graph) -> int | fx.Node:
 
 def call(graph: fx.Graph, target: torch._ops.OpOverload, *args: object) -> fx.Node:
     """A new node with its fake value beside it."""
-    node = graph.call_function(target, args)
+    node = graph.call_function(target, args)  # type: ignore[arg-type]
 
     def held(x: object) -> object:
         return [held(y) for y in x] if isinstance(x, list) else value(x) if isinstance(x, fx.Node) else x
@@ -279,8 +280,7 @@ def operand(source: Source, wanted: Sequence[Digits], graph: fx.Graph) -> Operan
     if missing:
         extents = [number(extent_of(held), graph) for held in digits]
         node = call(graph, torch.ops.aten.expand.default, node, extents)
-    b, h, l, d = places(digits, wanted)
-    return Operand(node, (b, h, l, d))
+    return Operand(node, places(digits, wanted))  # type: ignore[arg-type]
 
 
 def renamed(expression: Expression, known: dict[Variable, Expression]) -> Expression:

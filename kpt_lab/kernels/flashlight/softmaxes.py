@@ -86,9 +86,9 @@ def exponent(expression: Expression) -> Expression | None:
         case Apply("mul", (left, right), dtype):
             for side, other in ((left, right), (right, left)):
                 inner_ = exponent(side)
-                condition = holds(other)
-                if inner_ is not None and condition is not None:
-                    return Apply("where", (condition, inner_, Constant(float("-inf"))), dtype)
+                held = holds(other)
+                if inner_ is not None and held is not None:
+                    return Apply("where", (held, inner_, Constant(float("-inf"))), dtype)
     return None
 
 

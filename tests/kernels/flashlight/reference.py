@@ -61,7 +61,7 @@ def element(expression: Expression, at: dict[str, torch.Tensor], held: dict[fx.N
         case Load(node, index):
             places = [torch.as_tensor(element(i, at, held), dtype=torch.int64) for i in index]
             for place, extent in zip(places, held[node].shape, strict=True):
-                assert place.numel() == 0 or (0 <= int(place.min()) and int(place.max()) < extent), (
+                assert place.numel() == 0 or (int(place.min()) >= 0 and int(place.max()) < extent), (
                     f"{expression} leaves its tensor"
                 )
             found = held[node][tuple(places)] if places else held[node]
