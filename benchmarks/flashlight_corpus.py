@@ -168,7 +168,8 @@ def main() -> int:
     rows = json.loads(options.record.read_text())["idioms"] if options.record and options.record.exists() else []
     done, start = {row["idiom"] for row in rows}, timer.now()
     part, parts = map(int, options.share.split("/"))
-    torch.set_default_device(options.device)
+    if options.device != "cpu":  # idioms that make tensors without a device
+        torch.set_default_device(options.device)
     for name in [name for name in options.only or list(every)[part::parts] if name not in done]:
         if (timer.now() - start) / 1e9 > options.seconds:
             print(f"stopped before {name}: {options.seconds:g} s had passed")
