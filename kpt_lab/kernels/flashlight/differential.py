@@ -153,18 +153,17 @@ def check(gm: fx.GraphModule, attention: Attention, lower: Lower, *, training: b
 
 
 def _symbols(inputs: Sequence[fx.Node]) -> list[Any]:
+    """The symbols of the inputs' sizes, each with its value at the call at hand, or 2 where that isn't known."""
     found: dict[Any, int] = {}
     for node in inputs:
         held = value(node)
         for size in (*held.shape, *held.stride()) if isinstance(held, torch.Tensor) else (held,):
-            if isinstance(size, torch.SymInt):
+            if isinstance(size, (torch.SymInt, torch.SymFloat)):
                 for symbol in size.node.expr.free_symbols:
-                    found[symbol] = int(size.node.shape_env.var_to_val.get(symbol, 2)) if _has_values(size) else 2
+                    found.setdefault(symbol, 2)
+                if isinstance(size, torch.SymInt) and size.node.expr in found:
+                    found[size.node.expr] = int(size.node.hint or 2)
     return list(found.items())
-
-
-def _has_values(size: torch.SymInt) -> bool:
-    return hasattr(size.node.shape_env, "var_to_val")
 
 
 def _sizes(symbols: list[tuple[Any, int]]) -> list[tuple[str, dict[Any, int]]]:
