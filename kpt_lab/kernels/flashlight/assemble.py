@@ -71,10 +71,10 @@ class Assembly:
         found: list[Variable] = []
         shape = self.reader.shape(part.term.load.tensor)
         for i, (place, extent) in enumerate(zip(part.term.load.index, shape, strict=True)):
-            digits = roles.digits_of(substitute(place, self.known), extent)
+            digits = roles.digits_of(substitute(place, self.known), extent, partial=True)
             if digits is None:
                 raise Refused(f"dimension {i} of the softmax is only met in part by the product with the values")
-            found += digits
+            found += [digit for digit in digits if not isinstance(digit, roles.Fixed)]
         if len(found) != len(set(found)):
             raise Refused("the product with the values meets a diagonal of the softmax")
         return tuple(found)
@@ -124,7 +124,7 @@ class Assembly:
         extra = [d for d in self._ordered_out() if d not in order and any(d in h for h in held[1:])]
         order = extra + order
         for source in self.query_sources:
-            strange = {d for digits in source.digits for d in digits} - set(order) - mine
+            strange = {d for digits in source.digits for d in digits if not isinstance(d, roles.Fixed)} - set(order) - mine
             if strange:
                 raise Refused("the query depends on the key, so the scores are not a product of a query and a key")
         compared = frozenset(d for part in self.scored for d in self._compared(part.between))

@@ -69,10 +69,22 @@ def extent_of(digits: Sequence[Variable]) -> Expression:
     return result
 
 
-def digits_of(index: Expression, extent: Expression) -> Digits | None:
-    """The digits whose number an index is, where it runs over the whole extent; None for any other index."""
+@dataclass(frozen=True)
+class Fixed(Variable):
+    """A digit that is always the same: every second head, one half of a dimension."""
+
+    value: int = 0
+
+
+def digits_of(index: Expression, extent: Expression, partial: bool = False) -> Digits | None:
+    """The digits whose number an index is, where it runs over the whole extent; None for any other index.
+
+    partial: some digits may be fixed, so that the index runs over a part of the extent.
+    """
     strides: dict[Variable, Expression] = {}
-    for monomial, factor in terms(index).items():
+    polynomial = dict(terms(index))
+    constant = polynomial.pop((), 0) if partial else 0
+    for monomial, factor in polynomial.items():
         found = [atom for atom in monomial if isinstance(atom, Variable)]
         if len(found) != 1 or found[0] in strides:
             return None
@@ -81,14 +93,28 @@ def digits_of(index: Expression, extent: Expression) -> Digits | None:
         strides[found[0]] = algebra.total({tuple(rest): factor})
     digits: list[Variable] = []
     expected: Expression = ONE
-    while strides:
+    while strides or (partial and expected != extent):
         following = next((v for v, stride in strides.items() if stride == expected), None)
+        if following is None and partial:
+            following = _fixed(constant, expected, [*strides.values(), extent])
+            constant -= following.value * hint(expected) if following is not None else 0
         if following is None:
             return None
         digits.insert(0, following)
         expected = arithmetic("mul", expected, following.extent)
-        del strides[following]
-    return tuple(digits) if expected == extent else None
+        strides.pop(following, None)
+    return tuple(digits) if expected == extent and not constant else None
+
+
+def _fixed(constant: int, stride: Expression, above: list[Expression]) -> Fixed | None:
+    """The fixed digit of a constant between one stride and the next one above it, where both are numbers."""
+    numbers = [x.value for x in above if isinstance(x, Constant)]
+    if not isinstance(stride, Constant) or len(numbers) != len(above):
+        return None
+    extent, rest = divmod(int(min(numbers)), int(stride.value))
+    if rest or extent < 2:
+        return None
+    return Fixed(f"={constant // int(stride.value) % extent}", Constant(extent), constant // int(stride.value) % extent)
 
 
 @dataclass(frozen=True)
@@ -137,15 +163,22 @@ def cleanest(
     chain: list[tuple[fx.Node, Index, float, bool]], reader: Reader, dtype: torch.dtype | None = None
 ) -> Source | None:
     """The deepest tensor of a chain each of whose dimensions is a number of digits; of the given dtype where one is wanted."""
+    best = _cleanest(chain, reader, dtype, partial=False)
+    return best if best is not None else _cleanest(chain, reader, dtype, partial=True)
+
+
+def _cleanest(chain: list, reader: Reader, dtype: torch.dtype | None, partial: bool) -> Source | None:
     best = None
     for node, index, factor, cast in chain:
-        held = [digits_of(i, n) for i, n in zip(index, reader.shape(node), strict=True)]
-        flat = [digit for digits in held if digits is not None for digit in digits]
+        held = [digits_of(i, n, partial) for i, n in zip(index, reader.shape(node), strict=True)]
+        flat = [digit for digits in held if digits is not None for digit in digits if not isinstance(digit, Fixed)]
         if any(digits is None for digits in held) or len(flat) != len(set(flat)):
             continue
         if dtype is not None and value(node).dtype != dtype:
             continue
         best = Source(node, tuple(digits or () for digits in held), factor, cast)
+        if partial:  # the first one: what it is a part of may be far larger
+            return best
     return best
 
 
@@ -273,6 +306,10 @@ def operand(source: Source, wanted: Sequence[Digits], graph: fx.Graph) -> Operan
     if len(apart) != len(digits):
         extents = [number(extent_of(held), graph) for held in apart]
         node, digits = call(graph, torch.ops.aten.view.default, node, extents), apart
+    for dim in reversed(range(len(digits))):
+        if digits[dim] and isinstance(chosen := digits[dim][0], Fixed):
+            node = call(graph, torch.ops.aten.select.int, node, dim, chosen.value)
+            del digits[dim]
     missing = [digit for role in wanted for digit in role if not any(digit in held for held in digits)]
     for digit in missing:
         node = call(graph, torch.ops.aten.unsqueeze.default, node, len(digits))
