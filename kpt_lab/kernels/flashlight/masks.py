@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from kpt_lab.kernels.flashlight import algebra
-from kpt_lab.kernels.flashlight.algebra import ZERO, Variable, apply, both, choose, negate, substitute
+from kpt_lab.kernels.flashlight.algebra import ZERO, Variable, apply, both, negate, substitute
 from kpt_lab.kernels.flashlight.expression import Apply, Constant, Expression, Fill, Load, Score, Size, replace
 
 LOW = -1e4  # a fill at or below this is a mask
@@ -211,8 +211,3 @@ def _scales(part: Expression) -> bool:
 def loads(expression: Expression) -> list[Load]:
     """The loads in an expression, outer ones first."""
     return [part for part in expression.walk() if isinstance(part, Load)]
-
-
-def wherever(condition: Expression, left: Expression, right: Expression) -> Expression:
-    """where(condition, left, right) for floats."""
-    return choose(condition, left, right, torch.float32)

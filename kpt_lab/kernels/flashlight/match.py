@@ -155,11 +155,8 @@ class Matcher:
                 else:
                     reasons.update(dict.fromkeys(draft.anchors, reason))
             if len(kept) == len(drafts):
-                return self._whole(kept, reasons, ends)
+                return kept
             drafts = kept
-
-    def _whole(self, drafts: list[Draft], reasons: dict[fx.Node, str], ends: dict[fx.Node, list[fx.Node]]) -> list[Draft]:
-        return drafts
 
     def _alive(self, start: Iterable[fx.Node], replaced: set[fx.Node]) -> str | None:
         """Why the nodes would still be needed with the `replaced` ones gone, or None."""
