@@ -28,6 +28,7 @@ from kpt_lab.kernels.flashlight.expression import (
     Constant,
     Coordinate,
     Expression,
+    Load,
     Lowering,
     Part,
     Score,
@@ -150,8 +151,16 @@ class _Site(Layout):
             return f"FlexAttention has no {dtype_name(self.dtype)} on a CPU"
         if self.training:
             return "FlexAttention has no backward on a CPU"
-        fixed = all(isinstance(size, int) for size in self.lengths(part))
-        return "" if fixed else "FlexAttention's CPU template takes no symbolic lengths"
+        captured = [
+            x.tensor.meta.get("val")
+            for given in (part.score, part.mask)
+            if given is not None
+            for x in given.walk()
+            if isinstance(x, Load)
+        ]
+        sizes = [n for x in captured if isinstance(x, torch.Tensor) for n in (*x.shape, *x.stride())]
+        fixed = all(isinstance(size, int) for size in (*self.lengths(part), *sizes))
+        return "" if fixed else "FlexAttention's CPU template takes no symbolic sizes or strides"
 
     def choice(self, part: Part, form: str) -> choose.Choice:
         """The kernel for a plain or causal part."""

@@ -177,9 +177,17 @@ def apply(fn: Callable[..., Any], args: tuple, **options: Any) -> Rewritten:
     if not any(entry.matched for report in made.backend.reports for entry in report.entries):
         reasons = [r.refusal for r in made.backend.reports if r.refusal]
         reasons += [entry.reason for report in made.backend.reports for entry in report.entries]
+        if not made.backend.reports:
+            reasons = ["torch.compile captured no graph of it; TORCH_LOGS=graph_breaks says why"]
         raise Unsupported("no attention was fused: " + ("; ".join(dict.fromkeys(reasons)) or "there is no softmax"))
     return made
 
 
-def _copy(x: Any) -> Any:
-    return x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x
+def _copy(given: Any) -> Any:
+    """A tensor with the same values and the very same strides, expanded dimensions too: other ones would compile anew."""
+    if not isinstance(given, torch.Tensor):
+        return given
+    x = given.detach()
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    values = x.as_strided((extent,), (1,), x.storage_offset()).clone()
+    return values.as_strided(x.shape, x.stride()).requires_grad_(given.requires_grad)

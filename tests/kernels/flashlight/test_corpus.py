@@ -17,7 +17,6 @@ from traps import traps
 UNMATCHED = {
     "normalised_last",  # the sum divides the output, so nothing in the graph is a softmax
     "mapped",  # torch.func's transforms have no functional form
-    "Differential",  # one softmax over twice the heads, whose halves are subtracted
 }
 BFLOAT16 = ("matmul_transpose", "upcast_dtype", "causal_tril", "padding_times_fill", "alibi", "softcap", "grouped_expand")
 TRAINED = [idiom for idiom in idioms if idiom.gradients and not idiom.name.startswith("transformers")]
