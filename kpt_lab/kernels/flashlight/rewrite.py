@@ -10,12 +10,14 @@ import torch
 from torch import fx, nn
 
 from kpt_lab.core import Unsupported
-from kpt_lab.kernels.flashlight import differential, lower, match, regions
+from kpt_lab.kernels.flashlight import differential, lower, match, regions, shorter
 from kpt_lab.kernels.flashlight.capture import functional_form, remove_dead
 from kpt_lab.kernels.flashlight.explain import Entry, Report, pattern, place
 from kpt_lab.kernels.flashlight.expression import Attention
 
 INNER = ("eager", "inductor")
+NOT_CHECKED = "not checked"
+_LONG = 512  # a dimension from which on it may be a length that makes the scores too many
 
 
 class Backend:
@@ -33,6 +35,7 @@ class Backend:
         self.options = lower.Options(**options)
         self.reports: list[Report] = []
         self.checked: dict[str, str] = {}
+        self.too_long: set[int] = set()  # lengths whose scores are too many to be compared
 
     def __call__(self, graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         report = Report()
@@ -57,7 +60,7 @@ class Backend:
         attention = draft.build()
         text = pattern(attention)
         try:
-            checked = self._checked(graph, attention) if self.check else "not checked"
+            checked = self._checked(graph, attention) if self.check else NOT_CHECKED
             done = lower.replace(graph, attention, options=_suited(self.options, attention))
         except (Unsupported, differential.Differs) as error:
             report.entries += [Entry(x, False, text, reason=str(error)) for x in where]
@@ -70,24 +73,45 @@ class Backend:
         """What the differential check compared; remembered for attentions that are alike."""
         key = _signature(attention)
         if key not in self.checked:
-            options = dataclasses.replace(self.options, measure=False)
-            training = torch.is_grad_enabled() and any(
-                isinstance(node.meta.get("val"), torch.Tensor) and node.meta["val"].requires_grad
-                for node in graph.graph.nodes
-                if node.op == "placeholder"
-            )
-
-            def lowered(gm: fx.GraphModule, copied: Attention) -> Any:
-                return lower.replace(gm, copied, options=_suited(dataclasses.replace(options, training=training), copied))
-
-            try:
-                found = differential.check(
-                    graph, attention, lowered, training=training, lenient=self.options.empty_rows == "zero"
-                )
-            except differential.TooLarge as error:
-                found = f"not checked: {error}"
-            self.checked[key] = found
+            self.checked[key] = self.compare(graph, attention)
         return self.checked[key]
+
+    def compare(self, graph: fx.GraphModule, attention: Attention) -> str:
+        """Run one attention of a graph as it was and lowered, and say on what; Differs where they differ."""
+        training = torch.is_grad_enabled() and any(
+            isinstance(node.meta.get("val"), torch.Tensor) and node.meta["val"].requires_grad
+            for node in graph.graph.nodes
+            if node.op == "placeholder"
+        )
+        options = dataclasses.replace(self.options, measure=False, training=training)
+
+        def lowered(gm: fx.GraphModule, copied: Attention) -> Any:
+            return lower.replace(gm, copied, options=options)
+
+        lenient = self.options.empty_rows == "zero"
+        try:
+            found = differential.check(graph, attention, lowered, training=training, lenient=lenient)
+        except differential.TooLarge as error:
+            found = f"not checked: {error}"
+        if NOT_CHECKED in found:
+            shape = attention.softmaxes[0].meta["val"].shape
+            self.too_long |= {size for size in shape if isinstance(size, int) and size >= _LONG}
+        return found
+
+    def shortened(self, fn: Callable[..., Any], args: Sequence[Any]) -> None:
+        """Check at small lengths what was too large to be checked; a difference is a refusal of the whole callable."""
+        try:
+            found = shorter.check(fn, args, self.too_long, self)
+        except differential.Differs as error:
+            raise Unsupported(f"no attention was fused: {error}") from error
+        for report in self.reports:
+            report.entries = [
+                dataclasses.replace(x, lowering=dataclasses.replace(x.lowering, checked=found))
+                if x.lowering and NOT_CHECKED in x.lowering.checked
+                else x
+                for x in report.entries
+            ]
+        self.checked = {key: found if NOT_CHECKED in told else told for key, told in self.checked.items()}
 
     def _finish(self, graph: fx.GraphModule, inputs: Sequence[Any], rewritten: bool) -> Callable[..., Any]:
         compiler = _inductor(self.mode) if self.inner == "inductor" else None
@@ -147,7 +171,9 @@ class Rewritten:
     def compile_with(self, mode: str | None = None, dynamic: bool | None = None) -> Rewritten:
         """The same with the rest of its graphs compiled by Inductor."""
         options = dataclasses.asdict(self.backend.options)
-        return Rewritten(self.fn, Backend("inductor", mode, check=self.backend.check, **options), dynamic)
+        backend = Backend("inductor", mode, check=self.backend.check, **options)
+        backend.checked = self.backend.checked
+        return Rewritten(self.fn, backend, dynamic)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("fn", "backend", "call"):
@@ -174,9 +200,12 @@ def apply(fn: Callable[..., Any], args: tuple, **options: Any) -> Rewritten:
             for name, buffer in fn.named_buffers():
                 if name in buffers:
                     buffer.copy_(buffers[name])
-    if not any(entry.matched for report in made.backend.reports for entry in report.entries):
+    if made.backend.too_long:
+        made.backend.shortened(fn, copies)
+    entries = [entry for report in made.backend.reports for entry in report.entries]
+    if not any(entry.matched for entry in entries):
         reasons = [r.refusal for r in made.backend.reports if r.refusal]
-        reasons += [entry.reason for report in made.backend.reports for entry in report.entries]
+        reasons += [entry.reason for entry in entries]
         if not made.backend.reports:
             reasons = ["torch.compile captured no graph of it; TORCH_LOGS=graph_breaks says why"]
         raise Unsupported("no attention was fused: " + ("; ".join(dict.fromkeys(reasons)) or "there is no softmax"))

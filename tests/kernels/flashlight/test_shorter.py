@@ -1,0 +1,70 @@
+"""Attentions whose scores are too many to hold are checked at small lengths, before anything runs at their own."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from kpt_lab.core import Unsupported
+from kpt_lab.kernels.flashlight import differential, explain, flashlight, lower
+
+LENGTH = 520  # a length that is no other extent
+
+
+@pytest.fixture(autouse=True)
+def few_scores_are_many(monkeypatch):
+    monkeypatch.setattr(differential, "LARGEST", 1 << 16)
+
+
+def banded(q, k, v):
+    place = torch.arange(q.shape[-2])
+    near = (place[:, None] >= place) & (place[:, None] - place < 33)
+    return torch.softmax((q @ k.mT / 4).masked_fill(~near, -1e9), -1) @ v
+
+
+class Layer(nn.Module):
+    """One head over its input, with a table of positions as long as the longest input."""
+
+    def __init__(self):
+        super().__init__()
+        self.project, self.places = nn.Linear(16, 48), nn.Parameter(torch.randn(2 * LENGTH, 16))
+
+    def forward(self, x):
+        q, k, v = self.project(x + self.places[: x.shape[1]]).chunk(3, -1)
+        return torch.softmax(q @ k.mT / 4, -1) @ v
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fn", [banded, Layer()], ids=["function", "module"])
+def test_it_is_compared_at_small_lengths(fn):
+    torch.manual_seed(0)
+    args = (torch.randn(1, LENGTH, 16),) if isinstance(fn, nn.Module) else tuple(torch.randn(3, 2, LENGTH, 16))
+    fused = flashlight.apply(fn, args, kernel="auto")
+    (entry,) = explain(fused).entries
+    assert "random at odd lengths" in entry.lowering.checked
+    assert entry.lowering.checked.endswith("in a capture with symbolic lengths")
+    torch.testing.assert_close(fused(*args), fn(*args), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_differs_there_is_refused(monkeypatch):
+    replace = lower.replace
+
+    def wrong(gm, attention, *, options):
+        parts = tuple(dataclasses.replace(part, scale=1.1 * part.scale) for part in attention.parts)
+        return replace(gm, dataclasses.replace(attention, parts=parts), options=options)
+
+    monkeypatch.setattr(lower, "replace", wrong)
+    with pytest.raises(Unsupported, match="differs from the original by .* random inputs at small sizes"):
+        flashlight.apply(banded, tuple(torch.randn(3, 2, LENGTH, 16)))
+
+
+@torch.no_grad()
+def test_lengths_written_as_numbers_are_not_checked_and_said_so():
+    def fixed(q, k, v):
+        q, k, v = q.view(2, LENGTH, 16), k.view(2, LENGTH, 16), v.view(2, LENGTH, 16)
+        return torch.softmax(q @ k.mT, -1) @ v
+
+    fused = flashlight.apply(fixed, tuple(torch.randn(3, 2, LENGTH, 16)))
+    assert "not checked" in str(explain(fused))
