@@ -234,7 +234,7 @@ def ladder(trials: Trials, target: Target) -> go.Figure:
     variants = ", ".join(dict.fromkeys(one.params["variant"] for one, *_ in found))
     named = list(dict.fromkeys(one.label for one, *_ in found))
     roof = f"peak of {target.name} in {kind}"
-    notes = [f"FLOPs of the pairs that the mask leaves, over the time. {roof}: {target.source[kind]}."]
+    notes = [f"FLOPs of the pairs that the mask leaves, over the time. The {roof}: {target.source[kind]}."]
     notes += [
         f"Quoted from {source}."
         for source in dict.fromkeys(str(one.source.get("publication") or "") for one, *_ in found)

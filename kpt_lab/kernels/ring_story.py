@@ -148,20 +148,28 @@ def picture(causal: bool, count: int) -> go.Figure:
     """The matrix of scores in both layouts: the colour says in which step a block is computed, the number by which rank."""
     mask = "causal" if causal else "every token sees every token"
     note = "Colour: the step in which the block is computed. Number: the rank that computes it. Empty: the mask leaves nothing there."
+    steps = [f"step {step}" for step in range(count)]
     figure = look.frame(
-        f"Who computes what, {count} ranks", f"{mask}; read from the plan that runs", PANELS, [note], columns=2, row_height=360,
-        left=48,
+        f"Who computes what, {count} ranks", f"{mask}; read from the plan that runs", PANELS, [note], steps, columns=2,
+        row_height=360, left=48,
     )  # fmt: skip
     for column, layout in enumerate(PANELS, 1):
         blocks = plan(layout, causal, count)
         figure.add_trace(_matrix(blocks, count, [b.step for b in blocks], _steps(count)), row=1, col=column)
+    for step, name in enumerate(steps):  # the key: a heat map has none
+        marker = {"symbol": "square", "size": 10, "color": _color(step)}
+        figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=marker, row=1, col=1)
     return _chunk_axes(figure, count)
 
 
 def _steps(count: int) -> list[tuple[float, str]]:
     """A colour for each step, in equal bands."""
-    colors = [look.translucent(look.colors().palette[i % 6], 0.75) for i in range(count)]
-    return [(edge / count, colors[i]) for i in range(count) for edge in (i, i + 1)]
+    return [(edge / count, _color(step)) for step in range(count) for edge in (step, step + 1)]
+
+
+def _color(step: int) -> str:
+    palette = look.colors().palette
+    return palette[step % len(palette)]
 
 
 def _matrix(blocks: Sequence[Block], count: int, values: Sequence[Any], scale: Sequence[tuple[float, str]]) -> go.Heatmap:
@@ -202,16 +210,17 @@ def walk(layout: str, causal: bool, count: int) -> go.Figure:
         trace = _matrix(done, count, [int(block.step == step) for block in done], scale)
         figure.add_trace(trace.update(zmin=0, zmax=1, visible=step == 0))
     stops = [
-        {"method": "update", "args": [{"visible": [k == step for k in range(count)]}], "label": _named(step, count)}
+        {"method": "update", "args": [{"visible": [k == step for k in range(count)]}], "label": str(step)}
         for step in range(count)
     ]
-    place = {"active": 0, "pad": {"t": 60}, "currentvalue": {"visible": True, "prefix": "step "}, "steps": stops}
+    place = {
+        "active": 0,
+        "pad": {"t": 60},
+        "currentvalue": {"prefix": "step ", "suffix": ": keys of the rank so many places before"},
+        "steps": stops,
+    }
     figure.update_layout(sliders=[place], height=figure.layout.height + 90, margin={"b": figure.layout.margin.b + 90})
     return _chunk_axes(figure, count)
-
-
-def _named(step: int, count: int) -> str:
-    return "0: own keys" if step == 0 else f"{step}: keys of the rank {step} before"
 
 
 def balance(causal: bool, count: int, length: int) -> go.Figure:
@@ -232,7 +241,7 @@ def balance(causal: bool, count: int, length: int) -> go.Figure:
         for step, name in enumerate(steps):
             figure.add_bar(
                 x=[f"rank {rank}" for rank in range(count)], y=[each[step] for each in work], name=name, legendgroup=name,
-                showlegend=column == 1, marker={"color": look.colors().palette[step % 6]}, row=1, col=column,
+                showlegend=column == 1, marker={"color": _color(step)}, row=1, col=column,
             )  # fmt: skip
     figure.update_layout(barmode="stack")
     return figure.update_yaxes(title="pairs of query and key", tickformat="~s", col=1)
