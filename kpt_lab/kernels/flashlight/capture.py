@@ -149,6 +149,8 @@ def _has_effect(node: fx.Node) -> bool:
         return False
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
+        if target is torch.ops.aten.dropout.default:  # of an attention that a kernel took over, or in evaluation
+            return False
         return target._schema.is_mutable or "assert" in target._schema.name or is_random(node)
     return getattr(target, "__module__", "") not in ("_operator", "math", "torch") or target is torch._C._set_grad_enabled
 

@@ -56,7 +56,7 @@ def test_what_differs_there_is_refused(monkeypatch):
         return replace(gm, dataclasses.replace(attention, parts=parts), options=options)
 
     monkeypatch.setattr(lower, "replace", wrong)
-    with pytest.raises(Unsupported, match="differs from the original by .* random inputs at small sizes"):
+    with pytest.raises(Unsupported, match=r"differs from the original by .* random inputs at small sizes"):
         flashlight.apply(banded, tuple(torch.randn(3, 2, LENGTH, 16)))
 
 
