@@ -197,14 +197,14 @@ def _chunk_axes(figure: go.Figure, count: int) -> go.Figure:
 
 
 def walk(layout: str, causal: bool, count: int) -> go.Figure:
-    """The same matrix for one layout with a slider over the steps: bold is what is computed in the step, pale what came before."""
+    """The same matrix for one layout with a slider over the steps: coloured is what is computed in the step, grey what came before."""
     blocks = plan(layout, causal, count)
     mask = "causal" if causal else "every token sees every token"
     figure = look.frame(
         f"{layout}, {count} ranks, step by step", f"{mask}; read from the plan that runs", [""], [], row_height=400, left=48
     )
-    ink = look.translucent(look.colors().palette[0], 0.9), look.translucent(look.colors().palette[0], 0.3)
-    scale = [(0.0, ink[1]), (0.5, ink[1]), (0.5, ink[0]), (1.0, ink[0])]
+    now, before = look.colors().palette[0], look.colors().same
+    scale = [(0.0, before), (0.5, before), (0.5, now), (1.0, now)]
     for step in range(count):
         done = [block for block in blocks if block.step <= step]
         trace = _matrix(done, count, [int(block.step == step) for block in done], scale)
