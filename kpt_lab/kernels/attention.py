@@ -18,7 +18,9 @@ from torch import Tensor
 
 from kpt_lab import baselines, kernels
 from kpt_lab.core import Cost, Problem, Recording, Technique, Unsupported, Workload, dtype_name, to_dtype
+from kpt_lab.kernels import headwise
 from kpt_lab.kernels.flashlight import attend, flashlight
+from kpt_lab.kernels.headwise import forward_and_backward
 
 WINDOW, PREFIX, STEP, CAP = 256, 256, 2, 30.0
 DOCUMENTS = 12  # in each row of a batch, of random lengths, as the FlashLight paper has them
@@ -35,7 +37,8 @@ def _scores(query: Tensor, key: Tensor) -> Tensor:
 
 def _values(scores: Tensor, value: Tensor) -> Tensor:
     groups = scores.shape[1] // value.shape[2]
-    probabilities = torch.softmax(scores.float(), -1).to(value.dtype)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    probabilities = torch.softmax(scores.to(wide), -1).to(value.dtype)
     return torch.einsum("bhqk,bkhd->bqhd", probabilities, value.repeat_interleave(groups, 2))
 
 
@@ -198,7 +201,8 @@ def _make_forward(
 ) -> Problem:  # fmt: skip
     """Query (batch, length, heads, width), key and value with heads / groups heads, and the variant's tensors."""
     sizes = {"batch": batch, "heads": heads, "groups": groups, "length": length, "width": width, "variant": variant}
-    return Problem(SPECIFICATIONS.get(variant, plain), _inputs(device=device, dtype=dtype, seed=seed, **sizes))  # type: ignore[arg-type]
+    inputs = _inputs(device=device, dtype=dtype, seed=seed, **sizes)  # type: ignore[arg-type]
+    return Problem(SPECIFICATIONS[variant], inputs, drive=functools.partial(headwise.forward, variant=variant))
 
 
 def _make_backward(
@@ -210,19 +214,8 @@ def _make_backward(
     inputs = _inputs(device=device, dtype=dtype, seed=seed, **sizes)  # type: ignore[arg-type]
     generator = torch.Generator(device).manual_seed(seed + 1)
     upstream = torch.randn(batch, length, heads, width, generator=generator, device=device, dtype=to_dtype(dtype))
-    drive = functools.partial(forward_and_backward, upstream=upstream)
-    return Problem(SPECIFICATIONS.get(variant, plain), inputs, drive=drive)
-
-
-def forward_and_backward(candidate: Callable[..., Tensor], upstream: Tensor) -> Callable[..., tuple[Tensor, ...]]:
-    """The step of `backward`: (query, key, value, *captured) -> (output, three gradients), through autograd."""
-
-    def step(query: Tensor, key: Tensor, value: Tensor, *extra: Tensor) -> tuple[Tensor, ...]:
-        leaves = [x.detach().requires_grad_() for x in (query, key, value)]
-        out = candidate(*leaves, *extra)
-        return out.detach(), *torch.autograd.grad(out, leaves, upstream.to(out.dtype))
-
-    return step
+    drive = functools.partial(forward_and_backward, upstream=upstream, variant=variant)
+    return Problem(SPECIFICATIONS[variant], inputs, drive=drive)
 
 
 def _bytes(dtype: torch.dtype | str, batch: int, heads: int, groups: int, length: int, width: int, backward: bool) -> int:

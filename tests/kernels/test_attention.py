@@ -143,3 +143,20 @@ def test_every_technique_is_right_on_a_gpu_forward_and_backward(variant, length,
         for ours_, theirs in zip(step(*inputs), (wanted, *gradients), strict=True):
             error = float((ours_.double() - theirs).norm()) / float(theirs.norm())
             assert error <= 0.02, f"{technique.label}: {error}"
+
+
+@pytest.mark.parametrize("variant", attention.VARIANTS)
+def test_the_float64_oracle_takes_pieces_and_gives_the_whole(variant):
+    size = {"batch": 2, "heads": 6, "groups": 3, "length": 19, "width": 8, "variant": variant}
+    for workload in (attention.forward, attention.backward):
+        problem = workload.make(device="cpu", dtype="float32", seed=0, **size)
+        wide = tuple(x.double() if x.is_floating_point() else x for x in problem.inputs[0])
+        found = problem.drive(problem.fn)(*wide)
+        exact = problem.fn(*wide)
+        torch.testing.assert_close(found if workload is attention.forward else found[0], exact, rtol=1e-14, atol=1e-14)
+        if workload is attention.backward:
+            leaves = [x.requires_grad_() for x in wide[:3]]
+            upstream = problem.drive.keywords["upstream"].double()
+            wanted = torch.autograd.grad(problem.fn(*leaves, *wide[3:]), leaves, upstream)
+            for one, other in zip(found[1:], wanted, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)

@@ -1,0 +1,61 @@
+"""Attention in float64 for checking: one batch row and one key head at a time, since all scores at once fill a GPU.
+
+At 16,384 tokens and 16 heads the scores alone take 34 GB in float64, and autograd keeps three such tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BY_HEAD, BY_ROW = ("alibi",), ("document", "padding")  # variants whose captured tensor is cut with heads, with the batch
+Step = Callable[..., Any]
+
+
+def pieces(variant: str, query: Tensor, key: Tensor, value: Tensor, *extra: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Query (1, l, groups, d), key and value (1, l, 1, d) with what the variant captures, row by row and head by head."""
+    groups = query.shape[2] // key.shape[2]
+    for row in range(query.shape[0]):
+        for head in range(key.shape[2]):
+            heads = slice(head * groups, (head + 1) * groups)
+            cut = (x[heads] if variant in BY_HEAD else x[row : row + 1] if variant in BY_ROW else x for x in extra)
+            at = slice(row, row + 1), slice(None)
+            yield query[(*at, heads)], *(x[(*at, slice(head, head + 1))] for x in (key, value)), *cut
+
+
+def joined(found: list[Tensor], rows: int) -> Tensor:
+    """Pieces (1, l, heads, d) in the order of `pieces`, put together again."""
+    each = len(found) // rows
+    return torch.cat([torch.cat(found[i * each : (i + 1) * each], 2) for i in range(rows)])
+
+
+def forward(candidate: Step, variant: str) -> Step:
+    """The candidate itself, but on float64 inputs a piece at a time."""
+
+    def step(query: Tensor, key: Tensor, value: Tensor, *extra: Tensor) -> Tensor:
+        if query.dtype is not torch.float64:
+            return candidate(query, key, value, *extra)
+        return joined([candidate(*piece) for piece in pieces(variant, query, key, value, *extra)], query.shape[0])
+
+    return step
+
+
+def forward_and_backward(candidate: Step, upstream: Tensor, variant: str = "plain") -> Step:
+    """(query, key, value, *captured) -> (output, three gradients), through autograd; float64 inputs a piece at a time."""
+
+    def once(grad: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        leaves = [x.detach().requires_grad_() for x in given[:3]]
+        out = candidate(*leaves, *given[3:])
+        return out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))
+
+    def step(query: Tensor, key: Tensor, value: Tensor, *extra: Tensor) -> tuple[Tensor, ...]:
+        if query.dtype is not torch.float64:
+            return once(upstream, query, key, value, *extra)
+        grads = (grad for grad, *_ in pieces("plain", upstream, key, key))
+        found = [once(grad, *piece) for grad, piece in zip(grads, pieces(variant, query, key, value, *extra), strict=True)]
+        return tuple(joined(list(each), query.shape[0]) for each in zip(*found, strict=True))
+
+    return step
