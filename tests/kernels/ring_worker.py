@@ -196,7 +196,6 @@ def measured():
     for workload, dtype, causal, layout in (
         (ring.forward, "bfloat16", True, "zigzag"),
         (ring.backward, "float32", True, "contiguous"),
-        (ring.backward, "float32", False, "zigzag"),
     ):
         trials = kpt.measure(workload, ring.techniques, dtype=dtype, causal=causal, layout=layout, **options)
         found[f"{workload.name} {causal} {layout}"] = {t.label: [t.status, t.advice] for t in trials}

@@ -80,7 +80,7 @@ BART = {"vocab_size": 99, "d_model": 48, "encoder_layers": 2, "decoder_layers": 
 CLIP_TEXT = TEXT | {"max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 2}
 CLIP_IMAGE = {k: v for k, v in TEXT.items() if k != "vocab_size"} | {"image_size": SIDE, "patch_size": 8}
 
-ARCHITECTURES = (
+ARCHITECTURES = (  # the first eight run by default: see test_transformers.py
     Architecture("llama_padded", "llama", "LlamaForCausalLM", GROUPED, padded_left, 2),
     Architecture("gemma2_softcap", "gemma2", "Gemma2ForCausalLM", GROUPED | {"head_dim": 12, "sliding_window": 5}, text, 2),
     Architecture("t5", "t5", "T5ForConditionalGeneration", {"vocab_size": 99, "d_model": 48, "d_kv": 12, "d_ff": 64, "num_layers": 2,

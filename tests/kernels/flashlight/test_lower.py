@@ -102,14 +102,9 @@ def test_double_precision_goes_where_it_can():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_window_and_grouped_heads_through_the_template():
-    assert right(Site(*qkv(2, 4, 137, 16, heads=2), parts=lambda: [{"mask": window(40)}])).kernel == "flex"
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_captured_documents_and_a_softcap_through_the_template():
-    site = Site(*qkv(2, 2, 137, 16), documents(2, 137), parts=lambda d: [{"mask": both(CAUSAL, same(d)), "score": capped()}])
-    assert right(site).kernel == "flex"
+def test_grouped_heads_a_window_captured_documents_and_a_softcap_through_the_template():
+    parts = lambda d: [{"mask": both(window(40), same(d)), "score": capped()}]  # noqa: E731
+    assert right(Site(*qkv(2, 4, 137, 16, heads=2), documents(2, 137), parts=parts)).kernel == "flex"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -1,12 +1,17 @@
-"""Models of Transformers in eager mode: equal logits and gradients, and every softmax accounted for."""
+"""Models of Transformers in eager mode: equal logits and gradients, and every softmax accounted for.
+
+By default those of ARCHITECTURES that differ from each other; KPT_LAB_FLASHLIGHT_ALL=1 runs all.
+"""
 
 import pytest
 import torch
 from architectures import ARCHITECTURES
+from corpus import ALL
 from rewriting import rewritten
 
 from kpt_lab.kernels.flashlight import explain, flashlight
 
+RUN = ARCHITECTURES if ALL else ARCHITECTURES[:8]
 by_name = {architecture.name: architecture for architecture in ARCHITECTURES}
 
 
@@ -20,7 +25,7 @@ def logits(output):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@pytest.mark.parametrize("architecture", RUN, ids=lambda architecture: architecture.name)
 def test_logits_are_equal_and_every_softmax_is_accounted_for(architecture):
     model, inputs = architecture.make()
     wanted = logits(model(**cacheless(architecture, inputs)))
@@ -41,7 +46,7 @@ def loss(output, inputs):
     return (found[mask.bool()] if mask is not None and mask.shape == found.shape[:2] else found).square().mean()
 
 
-@pytest.mark.parametrize("name", ["llama_padded", "gemma2_softcap", "vit"])
+@pytest.mark.parametrize("name", ["llama_padded", "gemma2_softcap", "vit"] if ALL else ["llama_padded", "vit"])
 def test_gradients_of_a_training_step(name):
     architecture = by_name[name]
     model, inputs = architecture.make()
