@@ -71,7 +71,7 @@ def cells(part: str) -> Iterator[Cell]:
             for variant in MASKS:
                 for width, groups in ((128, 1), (64, 8)):
                     # a causal mask also goes to the libraries; here Flex is the peer of all
-                    yield forward, (flex, *ours), sized(length, width, groups, variant)
+                    yield forward, (flex, *ours), sized(length, width, groups, variant) | {"kept": True}
     elif part == "rebuilt":
         for length in (8192, 4096, 2048):
             for variant in ("document", "padding"):
@@ -81,11 +81,11 @@ def cells(part: str) -> Iterator[Cell]:
         for length in (4096, 1024, 8192, 16384):
             for variant in ("causal", "document", "softcap", "plain"):
                 techniques = (attention.eager, attention.compiled, *ours)
-                yield forward, techniques, sized(length, 128, 1, variant) | {"batch": max(1, 4096 // length)}
+                yield forward, techniques, sized(length, 128, 1, variant) | {"batch": max(1, 4096 // length), "kept": True}
     elif part == "memory":
         for variant, width in (("causal", 128), ("plain", 64), ("document", 128), ("softcap", 64)):
             peers = (*libraries, flex) if variant in ("causal", "plain") else (flex,)
-            yield forward, (*peers, *ours), sized(32768, width, 1, variant)
+            yield forward, (*peers, *ours), sized(32768, width, 1, variant) | {"kept": True}
     else:
         for length in (4096, 16384, 1024):
             for variant in ("causal", "document", "alibi", "plain", "window"):
@@ -93,7 +93,7 @@ def cells(part: str) -> Iterator[Cell]:
                     peers = (
                         (attention.sdpa_flash, attention.sdpa_cudnn, attention.fa3) if variant in ("causal", "plain") else ()
                     )
-                    yield backward, (*peers, flex, *ours), sized(length, width, groups, variant)
+                    yield backward, (*peers, flex, *ours), sized(length, width, groups, variant) | {"kept": True}
 
 
 def jobs(part: str, processes: int) -> Iterator[Job]:

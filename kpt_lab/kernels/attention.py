@@ -9,6 +9,7 @@ leaves out. Inputs are (batch, length, heads, width), as a model's projections g
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -195,27 +196,40 @@ def _inputs(
     return [(*map(made, (heads, heads // groups, heads // groups)), *(x.clone() for x in extra)) for _ in range(3)]
 
 
+def _held(variant: str, inputs: list[tuple[Tensor, ...]], kept: bool) -> tuple[Callable[..., Tensor], list[tuple[Tensor, ...]]]:
+    """The specification and its inputs; with `kept`, holding itself what the variant captures."""
+    fn, extra = SPECIFICATIONS[variant], inputs[0][3:]
+    if not kept or not extra:
+        return fn, inputs
+    names = list(inspect.signature(fn).parameters)[3:]
+    return functools.partial(fn, **dict(zip(names, extra, strict=True))), [given[:3] for given in inputs]
+
+
 def _make_forward(
     *, device: str, dtype: torch.dtype | str, seed: int, batch: int, heads: int, groups: int = 1, length: int, width: int,
-    variant: str = "causal",
+    variant: str = "causal", kept: bool = False,
 ) -> Problem:  # fmt: skip
-    """Query (batch, length, heads, width), key and value with heads / groups heads, and the variant's tensors."""
+    """Query (batch, length, heads, width), key and value with heads / groups heads, and the variant's tensors.
+
+    kept: the variant's tensors are the function's own, the same in every call, as a mask is that many layers and steps share;
+    otherwise they are inputs, written anew before each call.
+    """
     sizes = {"batch": batch, "heads": heads, "groups": groups, "length": length, "width": width, "variant": variant}
-    inputs = _inputs(device=device, dtype=dtype, seed=seed, **sizes)  # type: ignore[arg-type]
-    return Problem(SPECIFICATIONS[variant], inputs, drive=functools.partial(headwise.forward, variant=variant))
+    fn, inputs = _held(variant, _inputs(device=device, dtype=dtype, seed=seed, **sizes), kept)  # type: ignore[arg-type]
+    return Problem(fn, inputs, drive=functools.partial(headwise.forward, variant=variant))
 
 
 def _make_backward(
     *, device: str, dtype: torch.dtype | str, seed: int, batch: int, heads: int, groups: int = 1, length: int, width: int,
-    variant: str = "causal",
+    variant: str = "causal", kept: bool = False,
 ) -> Problem:  # fmt: skip
     """As forward; the step returns the output and the gradients of query, key and value under one fixed upstream gradient."""
     sizes = {"batch": batch, "heads": heads, "groups": groups, "length": length, "width": width, "variant": variant}
-    inputs = _inputs(device=device, dtype=dtype, seed=seed, **sizes)  # type: ignore[arg-type]
+    fn, inputs = _held(variant, _inputs(device=device, dtype=dtype, seed=seed, **sizes), kept)  # type: ignore[arg-type]
     generator = torch.Generator(device).manual_seed(seed + 1)
     upstream = torch.randn(batch, length, heads, width, generator=generator, device=device, dtype=to_dtype(dtype))
     drive = functools.partial(forward_and_backward, upstream=upstream, variant=variant)
-    return Problem(SPECIFICATIONS[variant], inputs, drive=drive)
+    return Problem(fn, inputs, drive=drive)
 
 
 def _bytes(dtype: torch.dtype | str, batch: int, heads: int, groups: int, length: int, width: int, backward: bool) -> int:
@@ -229,16 +243,18 @@ def _arithmetic(dtype: torch.dtype | str) -> str:
 
 
 def _cost_forward(
-    *, dtype: torch.dtype | str, batch: int, heads: int, groups: int = 1, length: int, width: int, variant: str = "causal"
-) -> Cost:
+    *, dtype: torch.dtype | str, batch: int, heads: int, groups: int = 1, length: int, width: int, variant: str = "causal",
+    kept: bool = False,
+) -> Cost:  # fmt: skip
     """Two products of 2 FLOPs per attended pair and width; query, key, value and output once."""
     flops = 4 * heads * width * pairs(variant, batch=batch, length=length)
     return Cost({_arithmetic(dtype): flops}, _bytes(dtype, batch, heads, groups, length, width, backward=False))
 
 
 def _cost_backward(
-    *, dtype: torch.dtype | str, batch: int, heads: int, groups: int = 1, length: int, width: int, variant: str = "causal"
-) -> Cost:
+    *, dtype: torch.dtype | str, batch: int, heads: int, groups: int = 1, length: int, width: int, variant: str = "causal",
+    kept: bool = False,
+) -> Cost:  # fmt: skip
     """Forward's two products and backward's five, the scores' recomputation among them."""
     flops = 14 * heads * width * pairs(variant, batch=batch, length=length)
     return Cost({_arithmetic(dtype): flops}, _bytes(dtype, batch, heads, groups, length, width, backward=True))
@@ -252,7 +268,8 @@ backward = Workload("attention.backward", _make_backward, cost=_cost_backward, d
 
 
 def variant_of(technique: str, fn: Any) -> str:
-    """Which specification a function is; Unsupported where it is none of them."""
+    """Which specification a function is, or holds; Unsupported where it is none of them."""
+    fn = fn.func if isinstance(fn, functools.partial) else fn
     if fn not in NAMES:
         given = getattr(fn, "__qualname__", fn)
         raise Unsupported(f"{technique} replaces the specifications of {__name__} only; it was given {given!r}")
@@ -324,8 +341,10 @@ def _apply_flex(
 
     call = _compiled(flex_attention, **({"mode": "max-autotune-no-cudagraphs"} if autotuned else {}))
     kept: dict[tuple[int, ...], Any] = {}
+    held = tuple(fn.keywords.values()) if isinstance(fn, functools.partial) else ()
 
     def run(query: Tensor, key: Tensor, value: Tensor, *extra: Tensor) -> Tensor:
+        extra = extra or held
         at = tuple(id(x) for x in extra)  # `kept` keeps them alive, so an id stays theirs
         if rebuilt or at not in kept:
             if len(kept) > 8:

@@ -5,6 +5,7 @@ At 16,384 tokens and 16 heads the scores alone take 34 GB in float64, and autogr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,13 @@ def pieces(variant: str, query: Tensor, key: Tensor, value: Tensor, *extra: Tens
             yield query[(*at, heads)], *(x[(*at, slice(head, head + 1))] for x in (key, value)), *cut
 
 
+def _opened(candidate: Step, extra: tuple[Tensor, ...]) -> tuple[Step, tuple[Tensor, ...]]:
+    """A specification that holds what it captures, as the function and those tensors, which are cut like inputs."""
+    if isinstance(candidate, functools.partial):
+        return candidate.func, tuple(candidate.keywords.values())
+    return candidate, extra
+
+
 def joined(found: list[Tensor], rows: int) -> Tensor:
     """Pieces (1, l, heads, d) in the order of `pieces`, put together again."""
     each = len(found) // rows
@@ -38,7 +46,8 @@ def forward(candidate: Step, variant: str) -> Step:
     def step(query: Tensor, key: Tensor, value: Tensor, *extra: Tensor) -> Tensor:
         if query.dtype is not torch.float64:
             return candidate(query, key, value, *extra)
-        return joined([candidate(*piece) for piece in pieces(variant, query, key, value, *extra)], query.shape[0])
+        fn, held = _opened(candidate, extra)
+        return joined([fn(*piece) for piece in pieces(variant, query, key, value, *held)], query.shape[0])
 
     return step
 
@@ -46,16 +55,17 @@ def forward(candidate: Step, variant: str) -> Step:
 def forward_and_backward(candidate: Step, upstream: Tensor, variant: str = "plain") -> Step:
     """(query, key, value, *captured) -> (output, three gradients), through autograd; float64 inputs a piece at a time."""
 
-    def once(grad: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+    def once(fn: Step, grad: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         leaves = [x.detach().requires_grad_() for x in given[:3]]
-        out = candidate(*leaves, *given[3:])
+        out = fn(*leaves, *given[3:])
         return out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))
 
     def step(query: Tensor, key: Tensor, value: Tensor, *extra: Tensor) -> tuple[Tensor, ...]:
         if query.dtype is not torch.float64:
-            return once(upstream, query, key, value, *extra)
+            return once(candidate, upstream, query, key, value, *extra)
+        fn, held = _opened(candidate, extra)
         grads = (grad for grad, *_ in pieces("plain", upstream, key, key))
-        found = [once(grad, *piece) for grad, piece in zip(grads, pieces(variant, query, key, value, *extra), strict=True)]
+        found = [once(fn, grad, *piece) for grad, piece in zip(grads, pieces(variant, query, key, value, *held), strict=True)]
         return tuple(joined(list(each), query.shape[0]) for each in zip(*found, strict=True))
 
     return step

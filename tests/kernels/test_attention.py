@@ -160,3 +160,18 @@ def test_the_float64_oracle_takes_pieces_and_gives_the_whole(variant):
             wanted = torch.autograd.grad(problem.fn(*leaves, *wide[3:]), leaves, upstream)
             for one, other in zip(found[1:], wanted, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("variant", ["alibi", "document", "padding"])
+def test_a_function_may_keep_what_it_captures(variant):
+    size = {"batch": 2, "heads": 4, "groups": 2, "length": 19, "width": 8, "variant": variant}
+    given = {"device": "cpu", "dtype": "float32", "seed": 0, **size}
+    for workload in (attention.forward, attention.backward):
+        free, kept = workload.make(**given), workload.make(**given, kept=True)
+        assert len(kept.inputs[0]) == 3
+        assert attention.variant_of("a kernel", kept.fn) == variant
+        wide = [tuple(x.double() if x.is_floating_point() else x for x in p.inputs[0]) for p in (free, kept)]
+        for one, other in zip(free.drive(free.fn)(*wide[0]), kept.drive(kept.fn)(*wide[1]), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    fused = flashlight.apply(kept.fn, kept.inputs[1])
+    torch.testing.assert_close(fused(*kept.inputs[2]), kept.fn(*kept.inputs[2]), rtol=1e-4, atol=1e-5)
