@@ -1,0 +1,188 @@
+"""FlashLight's notebooks in pictures: cards of variants, each with its mask's blocks, and a figure to drag a mask in."""
+
+from __future__ import annotations
+
+import functools
+import html
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kpt_lab import look
+from kpt_lab.kernels import flashlight_story as story
+from kpt_lab.kernels.flashlight import gallery
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+CELL = 10  # px of a block in a card
+KINDS = ("skipped", "partial", "full")
+
+
+# ---- cards
+
+
+def svg(found: story.Blocks, name: str) -> str:
+    """A mask's blocks as SVG: a full block is a square, a partial one a triangle, a skipped one is empty."""
+    rows, columns = found.full.shape
+    width, height = columns * CELL, rows * CELL
+    full = "".join(f"M{x * CELL} {y * CELL}h{CELL}v{CELL}h-{CELL}z" for y, x in found.full.nonzero().tolist())
+    part = "".join(f"M{x * CELL} {y * CELL}v{CELL}h{CELL}z" for y, x in found.partial.nonzero().tolist())
+    colors = look.THEMES["light"].palette
+    told = f"{name}: {int(found.full.sum())} full and {int(found.partial.sum())} partial blocks of {rows * columns}"
+    return (
+        f'<svg role="img" aria-label="{html.escape(told)}" viewBox="-1 -1 {width + 2} {height + 2}" width="{width + 2}" '
+        f'style="max-width:100%;height:auto"><rect width="{width}" height="{height}" fill="none" stroke="#888888"/>'
+        f'<path d="{full}" fill="{colors[0]}"/><path d="{part}" fill="{colors[1]}"/></svg>'
+    )
+
+
+def card(variant: gallery.Variant, seen: story.Seen, found: story.Blocks) -> str:
+    """A variant as HTML: its map, what it is and from where, its mathematics, its lowering on this machine, and its code."""
+    done = seen.lowerings[0]
+    code = 'style="white-space:pre-wrap;overflow-wrap:anywhere"'
+    share = f"needs {found.needed:.1%} of the pairs, computes {found.computed:.1%}"
+    return (
+        '<div style="display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start;margin:0 0 22px">'
+        f'<div style="flex:0 0 {16 * CELL + 2}px">{svg(found, variant.name)}</div>'
+        '<div style="flex:1 1 260px;min-width:0">'
+        f"<div><b>{html.escape(variant.name)}</b>: {html.escape(variant.description)} <i>{html.escape(variant.origin)}</i></div>"
+        f"<div><code {code}>{html.escape(seen.pattern)}</code></div>"
+        f"<div>{share}; lowered here to <b>{done.kernel}</b></div>"
+        f"<details><summary>its code</summary><pre {code}>{html.escape(gallery.source(variant.function))}</pre></details></div></div>"
+    )
+
+
+def cards(looked: Iterable[tuple[gallery.Variant, story.Seen, story.Blocks]]) -> str:
+    """The cards of several variants, below each other, with what the shapes in their maps mean."""
+    colors = look.THEMES["light"].palette
+    square = f'<svg width="11" height="11" aria-hidden="true"><path d="M0 0h10v10h-10z" fill="{colors[0]}"/></svg>'
+    triangle = f'<svg width="11" height="11" aria-hidden="true"><path d="M0 0v10h10z" fill="{colors[1]}"/></svg>'
+    size = story.blocks.BLOCK
+    key = f"Queries downwards, keys to the right, blocks of {size} by {size}. {square} full, {triangle} partial: the mask is asked for each pair; empty: skipped."
+    return f"<p>{key}</p>{''.join(card(*each) for each in looked)}"
+
+
+# ---- a mask to drag
+
+
+class Family(NamedTuple):
+    """Masks that differ in one number: what it is called, its values, the one shown first, and the attention for each."""
+
+    name: str
+    number: str
+    values: tuple[int, ...]
+    first: int
+    at: Callable[[int, int], story.Seen]
+
+
+def _changed(function: Callable[..., Tensor], **fixed: Any) -> Callable[[int, int], story.Seen]:
+    (number,) = fixed
+
+    def at(value: int, length: int) -> story.Seen:
+        given = gallery.by_name(function.__name__).arguments(length, 1, 1)
+        return story.look_at(functools.partial(function, **{number: value}), given)
+
+    return at
+
+
+def _documents(count: int, length: int) -> story.Seen:
+    q, k, v, _ = gallery.by_name("packed_documents").arguments(length, 1, 1)
+    begins = torch.zeros(1, length, dtype=torch.int64)
+    begins[0, [i * length // count for i in range(count)]] = 1
+    return story.look_at(gallery.packed_documents, (q, k, v, begins))
+
+
+def _offset(cached: int, length: int) -> story.Seen:
+    q, k, v = gallery.by_name("causal").arguments(length, 1, 1)
+    return story.look_at(gallery.chunk_of_prompt, (q[:, :, : length - cached].contiguous(), k, v))
+
+
+FAMILIES = (
+    Family("sliding window", "window", (64, 128, 256, 512, 1024), 2, _changed(gallery.sliding_window, window=0)),
+    Family("prefix", "prefix", (64, 256, 512, 1024, 1536), 2, _changed(gallery.prefix_lm, prefix=0)),
+    Family("chunks", "length of a chunk", (64, 128, 200, 512, 1024), 3, _changed(gallery.chunked, chunk=0)),
+    Family("documents", "documents", (2, 4, 7, 16, 32), 2, _documents),
+    Family("a piece of a prompt", "cached tokens before it", (256, 512, 1024, 1536, 1920), 2, _offset),
+    Family("dilated", "step", (2, 4, 8, 64, 256), 1, _changed(gallery.dilated, step=0)),
+)
+
+
+def looked(length: int, families: Sequence[Family] = FAMILIES) -> dict[tuple[str, int], story.Blocks]:
+    """The blocks of each family's masks, by family and value."""
+    return {(f.name, value): story.blocks_of(f.at(value, length)) for f in families for value in f.values}
+
+
+def masks(found: Mapping[tuple[str, int], story.Blocks], families: Sequence[Family] = FAMILIES) -> go.Figure:
+    """A figure with a menu of families and a slider over each one's number: blocks, and the shares needed and computed."""
+    figure = _frame("Which blocks does a mask leave?", "derived from the code's own mask; choose a mask, then drag its number")
+    places = [(f, value) for f in families for value in f.values]
+    start = (families[0], families[0].values[families[0].first])
+    for place in places:
+        figure.add_trace(_heat(found[place[0].name, place[1]]).update(visible=place == start))
+
+    def shown(chosen: tuple[Family, int]) -> list[dict[str, Any]]:
+        return [{"visible": [place == chosen for place in places]}, _axes(found[chosen[0].name, chosen[1]])]
+
+    sliders = [_slider(f, [shown((f, value)) for value in f.values], f is families[0]) for f in families]
+    buttons = []
+    for family in families:
+        traces, layout = shown((family, family.values[family.first]))
+        for i, other in enumerate(families):
+            layout |= {f"sliders[{i}].visible": other is family, f"sliders[{i}].active": other.first}
+        buttons.append({"method": "update", "label": family.name, "args": [traces, layout]})
+    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "pad": {"b": 6}, "bgcolor": "#f6f7f8",
+            "font": {"color": "#1a1a1a"}}  # fmt: skip
+    figure.update_layout(sliders=sliders, updatemenus=[menu], **shown(start)[1])
+    return figure.update_layout(height=figure.layout.height + 140, margin={"t": figure.layout.margin.t + 40, "b": 170})
+
+
+def mask(found: story.Blocks, heading: str) -> go.Figure:
+    """The same for one mask, without menu and slider."""
+    figure = _frame(heading, "derived from the code's own mask")
+    figure.add_trace(_heat(found))
+    return figure.update_layout(**_axes(found))
+
+
+def _frame(heading: str, subtitle: str) -> go.Figure:
+    names = [f"{kind} block" for kind in KINDS]
+    figure = look.frame(heading, subtitle, [""], [], names, row_height=380, left=52)
+    for name, color in zip(names, _colors(), strict=True):
+        line = {"width": 1, "color": look.colors().muted}
+        marker = {"symbol": "square", "size": 10, "color": color, "line": line}
+        figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=marker)
+    ticks = {"showgrid": False, "ticks": "", "constrain": "domain"}
+    figure.update_xaxes(**ticks)
+    return figure.update_yaxes(title="block of queries", autorange="reversed", scaleanchor="x", **ticks)
+
+
+def _colors() -> tuple[str, str, str]:
+    palette = look.colors().palette
+    return "rgba(136,136,136,0.12)", palette[1], palette[0]
+
+
+def _heat(found: story.Blocks) -> go.Heatmap:
+    import plotly.graph_objects as go
+
+    kinds = (found.full * 2 + found.partial).tolist()
+    scale = [(edge / 3, color) for i, color in enumerate(_colors()) for edge in (i, i + 1)]
+    text = [[KINDS[kind] for kind in row] for row in kinds]
+    return go.Heatmap(
+        z=kinds, zmin=-0.5, zmax=2.5, colorscale=scale, showscale=False, xgap=1, ygap=1, text=text,
+        hovertemplate="block of queries %{y}, of keys %{x}: %{text}<extra></extra>",
+    )  # fmt: skip
+
+
+def _axes(found: story.Blocks) -> dict[str, str]:
+    told = f"block of keys<br>pairs needed {found.needed:.1%}, computed {found.computed:.1%}"
+    return {"xaxis.title.text": told}
+
+
+def _slider(family: Family, states: Sequence[list[dict[str, Any]]], visible: bool) -> dict[str, Any]:
+    stops = [
+        {"method": "update", "label": str(value), "args": state} for value, state in zip(family.values, states, strict=True)
+    ]
+    current = {"prefix": f"{family.number}: "}
+    return {"active": family.first, "visible": visible, "pad": {"t": 70}, "currentvalue": current, "steps": stops}
