@@ -21,7 +21,7 @@ from torch import fx
 from torch.nn.attention import flex_attention as flex
 
 from kpt_lab.core import Unsupported, dtype_name
-from kpt_lab.kernels.flashlight import attend, blocked, blocks, choose, functions, proofs
+from kpt_lab.kernels.flashlight import algebra, attend, blocked, blocks, choose, functions, proofs
 from kpt_lab.kernels.flashlight.expression import (
     Apply,
     Attention,
@@ -194,7 +194,7 @@ class _Site(Layout):
             return "plain", "every query attends every key"
         if proofs.is_causal(part.mask):
             return "causal", "the mask is q ≥ k"
-        return "flex", f"the mask is {proofs.simplify(part.mask)}"
+        return "flex", f"the mask is {algebra.simplify(part.mask)}"
 
     def coefficient(self, part: Part) -> fx.Node:
         """The factor of a part over (b, h, q), as a tensor that broadcasts against (b, h, q, d)."""
@@ -253,10 +253,18 @@ class _Site(Layout):
             out = self.call(aten.slice.Tensor, out, -1, 0, width)
         return self.call(aten.where.self, empty, self.empty_row(part, value), out) if filled else out
 
+    def integer_or_tensor(self, node: fx.Node) -> fx.Node:
+        """The node itself, but a symbolic float (the root of a symbolic width) as a tensor: the operator takes whole numbers."""
+        if isinstance(node.meta.get("val"), torch.SymFloat):
+            made = self.call(aten.scalar_tensor.default, node, dtype=torch.float64, device=self.device)
+            made.meta["val"] = torch.empty((), dtype=torch.float64, device="meta")
+            return made
+        return node
+
     def blocked(self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node) -> fx.Node:
         """One call of the operator that computes a block of queries at a time, with empty rows as eager has them."""
         score, mask = functions.score_function(part.score), functions.mask_function(part.mask)
-        buffers = (*score.buffers, *mask.buffers)
+        buffers = tuple(self.integer_or_tensor(node) for node in (*score.buffers, *mask.buffers))
         kinds = "".join("t" if isinstance(node.meta.get("val"), torch.Tensor) else "n" for node in buffers)
         tensors, numbers = ([n for n, kind in zip(buffers, kinds, strict=True) if kind == wanted] for wanted in "tn")
         both = self.call(

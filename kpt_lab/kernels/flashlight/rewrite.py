@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -162,7 +164,7 @@ class Rewritten:
 
     def __init__(self, fn: Callable[..., Any], backend: Backend, dynamic: bool | None = None) -> None:
         self.fn, self.backend = fn, backend
-        self.call = torch.compile(fn, backend=backend, dynamic=dynamic)
+        self.call = torch.compile(_own_frame(fn), backend=backend, dynamic=dynamic)
 
     @torch.compiler.disable(reason="flashlight's rewrite would be lost in another compilation; use flashlight >> torch.compile")
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -182,6 +184,19 @@ class Rewritten:
 
     def __repr__(self) -> str:
         return f"flashlight({getattr(self.fn, '__name__', type(self.fn).__name__)})"
+
+
+_COUNT = itertools.count()
+
+
+def _own_frame(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A call of `fn` whose code is its own: torch.compile counts compilations, and remembers sizes, by code, for all callers together."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
+
+    code = call.__code__.replace(co_name=f"flashlight_{next(_COUNT)}")
+    return types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
 
 
 def apply(fn: Callable[..., Any], args: tuple, **options: Any) -> Rewritten:

@@ -68,3 +68,15 @@ def test_lengths_written_as_numbers_are_not_checked_and_said_so():
 
     fused = flashlight.apply(fixed, tuple(torch.randn(3, 2, LENGTH, 16)))
     assert "not checked" in str(explain(fused))
+
+
+@torch.no_grad()
+def test_each_rewrite_has_compilations_of_its_own():
+    def plain(q, k, v):
+        return torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v
+
+    for n in range(12):  # more than torch.compile allows one function
+        args = torch.randn(3, 1 + n % 2, 7 + n, 16 + 8 * (n % 3))
+        fused = flashlight.apply(plain, tuple(args))
+        torch.testing.assert_close(fused(*args), plain(*args), rtol=1e-4, atol=1e-5)
+        assert len(fused.backend.reports) == 1
