@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from kpt_lab.kernels.flashlight import algebra, masks, roles
-from kpt_lab.kernels.flashlight.algebra import ONE, Variable, apply, conjuncts, substitute, variables
+from kpt_lab.kernels.flashlight import masks, proofs, roles
+from kpt_lab.kernels.flashlight.algebra import apply, substitute, truth
+from kpt_lab.kernels.flashlight.arithmetic import COMPARISONS
+from kpt_lab.kernels.flashlight.atoms import ONE, Variable, variables
 from kpt_lab.kernels.flashlight.capture import is_random
 from kpt_lab.kernels.flashlight.contraction import contraction
 from kpt_lab.kernels.flashlight.expression import Apply, Attention, Constant, Expression, Fill, Load, Part, Score
 from kpt_lab.kernels.flashlight.index import Arguments, Index, name_of, value
+from kpt_lab.kernels.flashlight.logic import conjuncts, negate
 from kpt_lab.kernels.flashlight.roles import Digits, Roles, Source
 
 if TYPE_CHECKING:
@@ -140,7 +143,7 @@ class Assembly:
         """The variables that stand in a comparison together with the key."""
         found: set[Variable] = set()
         for part in substitute(between, self.known).walk():
-            if isinstance(part, Apply) and part.op in algebra.COMPARISONS and set(self.keys) & variables(part):
+            if isinstance(part, Apply) and part.op in COMPARISONS and set(self.keys) & variables(part):
                 found |= variables(part)
         return found
 
@@ -215,7 +218,7 @@ class Assembly:
         self.check(between, nodes)
 
         def certain(mask: Expression) -> bool:
-            return masks.never_empty(mask, lambda a, b: a, key, query)
+            return proofs.some_key_always(mask, key, query)
 
         found = masks.Splitter(certain, self.proof.matcher.lenient).split(between)
         fill = self._guarded(scored, found, certain)
@@ -225,7 +228,7 @@ class Assembly:
             if isinstance(scale, float):
                 scale *= factor
             else:
-                score = algebra.substitute(score, {})
+                score = substitute(score, {})
                 score = masks.replace(
                     score, lambda p: apply("mul", (Score(), Constant(factor)), torch.float32) if p == Score() else None
                 )
@@ -292,7 +295,7 @@ class Assembly:
                 dim %= value(source).dim()
                 rest = load.index[dim + 1 :] if a.keepdim else load.index[dim:]
                 found = self.reader.element(source, (*load.index[:dim], self.roles.place("k"), *rest))
-                return algebra.negate(algebra.truth(found)) if negated else algebra.truth(found)
+                return negate(truth(found)) if negated else truth(found)
         raise Refused("the probabilities of some rows are replaced after the softmax")
 
     # -- the graph

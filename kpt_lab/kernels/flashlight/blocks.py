@@ -15,8 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kpt_lab.kernels.flashlight import functions, proofs
+from kpt_lab.kernels.flashlight import functions
+from kpt_lab.kernels.flashlight.algebra import simplify
+from kpt_lab.kernels.flashlight.arithmetic import inequality
+from kpt_lab.kernels.flashlight.atoms import dtype_of, is_integer
 from kpt_lab.kernels.flashlight.expression import Apply, Constant, Coordinate, Expression, Load, Size, replace
+from kpt_lab.kernels.flashlight.polynomials import Terms, terms, total
 
 BLOCK = 128
 NAMES = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
@@ -53,7 +57,7 @@ def slotted(mask: Expression) -> tuple[Expression, tuple[Any, ...]]:
     def change(part: Expression) -> Expression | None:
         if isinstance(part, Load):
             index = tuple(replace(i, change) for i in part.index)
-            return Load(slot(part.tensor, functions.dtype_of(part)), index)
+            return Load(slot(part.tensor, dtype_of(part)), index)
         return Size(slot(part.node, None)) if isinstance(part, Size) else None
 
     return replace(mask, change), tuple(nodes)
@@ -67,7 +71,7 @@ class Builder(nn.Module):
 
     def __init__(self, mask: Expression, device: torch.device, transposed: bool = True) -> None:
         super().__init__()
-        self.mask, self.device, self.transposed = proofs.simplify(mask), device, transposed
+        self.mask, self.device, self.transposed = simplify(mask), device, transposed
         self.evaluated: list[str] = []  # what no bounds were found for: evaluated at every place and reduced
 
     @property
@@ -141,7 +145,7 @@ class _Analysis:
 
     def bounds(self, expression: Expression) -> Bounds:
         """Least and largest value in each block, or whether all and whether any of the truth values are true."""
-        at = expression, functions.dtype_of(expression)
+        at = expression, dtype_of(expression)
         if at not in self.known:
             self.known[at] = self._bounds(expression)
         return self.known[at]
@@ -167,18 +171,18 @@ class _Analysis:
             return values.amin((4, 5)) > 0, values.amax((4, 5)) > 0
         return values.amin((4, 5)), values.amax((4, 5))
 
-    def of_form(self, form: proofs.Linear) -> Bounds:
-        """Bounds of a linear form: exact where every atom depends on one side only, since q and k vary independently."""
+    def of_form(self, form: Terms) -> Bounds:
+        """Bounds of a polynomial: exact where every term depends on one side only, since q and k vary independently."""
         groups: dict[str, list[Expression]] = {"q": [], "k": []}
         mixed: list[tuple[Expression, int]] = []
-        for atom, factor in form.items():
-            part: Expression = Constant(1) if atom == proofs.CONSTANT else atom  # type: ignore[assignment]
+        for monomial, factor in form.items():
+            part = total({monomial: 1})
             if len(sides(part)) > 1:
                 mixed.append((part, factor))
             else:
                 term = Apply("mul", (part, Constant(factor)), torch.int64)
                 groups["k" if "k" in sides(part) else "q"].append(term)
-        found = [self.reduced(_total(terms)) for terms in groups.values() if terms]
+        found = [self.reduced(_sum_of(parts)) for parts in groups.values() if parts]
         for part, factor in mixed:
             low, high = self.bounds(part)
             found.append((low * factor, high * factor) if factor > 0 else (high * factor, low * factor))
@@ -188,11 +192,11 @@ class _Analysis:
         return low, high
 
 
-def _total(terms: list[Expression]) -> Expression:
-    total = terms[0]
-    for term in terms[1:]:
-        total = Apply("add", (total, term), torch.int64)
-    return total
+def _sum_of(parts: list[Expression]) -> Expression:
+    found = parts[0]
+    for part in parts[1:]:
+        found = Apply("add", (found, part), torch.int64)
+    return found
 
 
 # ---- rules: (analysis, expression that depends on q and on k) -> bounds, or None where they say nothing
@@ -205,11 +209,11 @@ def _comparison(analysis: _Analysis, expression: Apply) -> Bounds | None:
     if op == "ne":
         found = _comparison(analysis, Apply("eq", (left, right), torch.bool))
         return None if found is None else (~found[1], ~found[0])
-    form = proofs.difference(op, left, right)
+    form = inequality(op, left, right)
     if form is not None:
         low, high = analysis.of_form(form[0])
         return ((low == 0) & (high == 0), (low <= 0) & (high >= 0)) if form[1] else (low >= 0, high >= 0)
-    if torch.bool in (functions.dtype_of(left), functions.dtype_of(right)) and op != "eq":
+    if torch.bool in (dtype_of(left), dtype_of(right)) and op != "eq":
         return None
     a, b = analysis.bounds(left), analysis.bounds(right)
     if a[0].dtype == torch.bool and b[0].dtype == torch.bool:
@@ -259,9 +263,9 @@ def _where(analysis: _Analysis, expression: Apply) -> Bounds | None:
 
 
 def _sum(analysis: _Analysis, expression: Apply) -> Bounds | None:
-    if proofs.integral(expression):
-        form = proofs.linear(expression)
-        return None if expression in form else analysis.of_form(form)
+    if is_integer(expression):
+        form = terms(expression)
+        return None if (expression,) in form else analysis.of_form(form)
     a, b = _numbers(analysis, expression)
     if a is None or b is None:
         return None
@@ -276,7 +280,7 @@ def _numbers(analysis: _Analysis, expression: Apply) -> list[Bounds | None]:
 def _product(analysis: _Analysis, expression: Apply) -> Bounds | None:
     if expression.dtype == torch.bool:
         return _and(analysis, expression)
-    if proofs.integral(expression) and expression not in (form := proofs.linear(expression)):
+    if is_integer(expression) and list((form := terms(expression)).values()) != [1]:  # else it is one product itself
         return analysis.of_form(form)
     a, b = _numbers(analysis, expression)
     if a is None or b is None:
@@ -289,9 +293,7 @@ def _product(analysis: _Analysis, expression: Apply) -> Bounds | None:
 
 def _divided(analysis: _Analysis, expression: Apply) -> Bounds | None:
     operand, divisor = expression.arguments
-    if not (
-        proofs.integral(operand) and isinstance(divisor, Constant) and isinstance(divisor.value, int) and divisor.value > 0
-    ):
+    if not (is_integer(operand) and isinstance(divisor, Constant) and isinstance(divisor.value, int) and divisor.value > 0):
         return None
     low, high = analysis.bounds(operand)
     first, last = low // divisor.value, high // divisor.value

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from kpt_lab.kernels.flashlight.algebra import ONE, ZERO, Variable
+from kpt_lab.kernels.flashlight.atoms import ONE, ZERO, Variable
 from kpt_lab.kernels.flashlight.expression import Expression
 from kpt_lab.kernels.flashlight.index import Arguments, Index, Reader, is_tensor, name_of, value
 

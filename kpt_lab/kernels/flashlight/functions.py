@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from kpt_lab.core import Unsupported, dtype_name
+from kpt_lab.kernels.flashlight.atoms import dtype_of
 from kpt_lab.kernels.flashlight.expression import PLACES, Apply, Constant, Coordinate, Expression, Load, Score, Size
 
 INFIX: dict[str, Callable[..., Any]] = {
@@ -40,23 +41,6 @@ class Function:
 
     module: fx.GraphModule
     buffers: tuple[fx.Node, ...]
-
-
-def dtype_of(expression: Expression) -> torch.dtype:
-    """The dtype of an expression's elements: int64 for coordinates and sizes, float32 for the score."""
-    match expression:
-        case Apply(_, _, dtype):
-            return dtype
-        case Load(tensor, _):
-            value = tensor.meta.get("val", tensor.meta.get("example_value"))
-            if not isinstance(value, torch.Tensor):
-                raise TypeError(f"node {tensor.name!r} has no tensor in its meta; expressions load tensors only")
-            return value.dtype
-        case Constant(value):
-            return torch.bool if isinstance(value, bool) else torch.int64 if isinstance(value, int) else torch.float32
-        case Score():
-            return torch.float32
-    return torch.int64
 
 
 def score_function(expression: Expression) -> Function:

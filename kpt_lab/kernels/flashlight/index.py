@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from kpt_lab.kernels.flashlight import algebra
-from kpt_lab.kernels.flashlight.algebra import ONE, ZERO, Product, apply, arithmetic, cast, choose, compare
+from kpt_lab.kernels.flashlight.algebra import apply, cast, choose
+from kpt_lab.kernels.flashlight.arithmetic import arithmetic, compare, symbolic
+from kpt_lab.kernels.flashlight.atoms import INTEGERS, ONE, TRUE, ZERO, Product, Variable, dtype_of, is_integer, variables
 from kpt_lab.kernels.flashlight.expression import Apply, Constant, Expression, Load, Size
+from kpt_lab.kernels.flashlight.logic import both
+from kpt_lab.kernels.flashlight.polynomials import quotient
 
 Index = tuple[Expression, ...]
 
@@ -95,7 +98,7 @@ class Reader:
     ) -> None:
         self.graph, self.opaque, self.module = graph, opaque, module
         self.known: dict[tuple[fx.Node, Index], Expression] = {}
-        self.keys: frozenset[algebra.Variable] = frozenset()
+        self.keys: frozenset[Variable] = frozenset()
         self.symbols = self._symbols()
         self.stopped = _stopped_gradients(graph)
 
@@ -109,7 +112,7 @@ class Reader:
                 found.setdefault(held.node.expr, node)
         return found
 
-    def looking(self, keys: frozenset[algebra.Variable]) -> None:
+    def looking(self, keys: frozenset[Variable]) -> None:
         """From now on these variables run over the keys."""
         self.keys = keys
         self.known.clear()
@@ -122,34 +125,13 @@ class Reader:
         if isinstance(held, int):
             return Constant(held)
         if isinstance(held, torch.SymInt):
-            return self._symbolic(held.node.expr)
+            found = symbolic(held.node.expr, lambda expr: Size(self.symbols[expr]) if expr in self.symbols else None)
+            if found is None:
+                raise Unreadable(f"the symbolic size {held} can't be read")
+            return found
         if isinstance(number, fx.Node):
             return Size(number)
         raise Unreadable(f"the number {number!r} can't be read")
-
-    def _symbolic(self, expr: Any) -> Expression:
-        if expr.is_Integer:
-            return Constant(int(expr))
-        if expr.is_Symbol and expr in self.symbols:
-            return Size(self.symbols[expr])
-        kind = type(expr).__name__
-        if kind in ("Add", "Mul"):
-            parts = [self._symbolic(part) for part in expr.args]
-            result = parts[0]
-            for part in parts[1:]:
-                result = arithmetic("add" if kind == "Add" else "mul", result, part)
-            return result
-        if kind == "Pow" and expr.args[1].is_Integer and int(expr.args[1]) > 0:
-            base = self._symbolic(expr.args[0])
-            result = base
-            for _ in range(int(expr.args[1]) - 1):
-                result = arithmetic("mul", result, base)
-            return result
-        if kind == "FloorDiv":
-            return arithmetic("floor_divide", self._symbolic(expr.args[0]), self._symbolic(expr.args[1]))
-        if expr in self.symbols:
-            return Size(self.symbols[expr])
-        raise Unreadable(f"the symbolic size {expr} can't be read")
 
     def shape(self, node: fx.Node) -> Index:
         """The extents of a tensor node."""
@@ -182,7 +164,7 @@ class Reader:
         size = sum(1 for _ in found.walk())
         if size > LARGEST:
             raise Unreadable("what stands between the two products is too long to be read")
-        depends = algebra.variables(found) & self.keys
+        depends = variables(found) & self.keys
         loads = any(isinstance(part, Load) for part in found.walk())
         if any(isinstance(part, Product) or (isinstance(part, Load) and part.tensor in self.opaque) for part in found.walk()):
             return found
@@ -287,7 +269,7 @@ class Reader:
             left, right, held, wanted = [(shape[i], index[i])], [source[j]], shape[i], source[j]
             i, j = i + 1, j + 1
             while held != wanted and (i < len(shape) or j < len(source)):
-                grow_right = algebra.quotient(wanted, held) is None and algebra.quotient(held, wanted) is not None
+                grow_right = quotient(wanted, held) is None and quotient(held, wanted) is not None
                 if j < len(source) and (grow_right or i == len(shape)):
                     right.append(source[j])
                     wanted, j = arithmetic("mul", wanted, source[j]), j + 1
@@ -514,7 +496,7 @@ def _where(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Express
 
 
 def _number_in(expression: Expression, dtype: torch.dtype) -> Expression:
-    return cast(expression, dtype) if algebra.dtype_of(expression) != dtype else expression
+    return cast(expression, dtype) if dtype_of(expression) != dtype else expression
 
 
 def _masked_fill(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Expression | None:
@@ -534,7 +516,7 @@ def _clamp(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Express
 def _arange(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Expression | None:
     dtype = value(node).dtype
     start, step = (reader.element(x, ()) for x in (a.get("start", 0), a.get("step", 1)))
-    if not (algebra.is_integer(start) and algebra.is_integer(step)):
+    if not (is_integer(start) and is_integer(step)):
         return None
     return cast(arithmetic("add", arithmetic("mul", index[0], step), start), dtype)
 
@@ -592,7 +574,7 @@ def _advanced(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Expr
     shape = reader.shape(source)
     given += [None] * (len(shape) - len(given))
     used = [d for d, x in enumerate(given) if x is not None]
-    if not used or any(value(given[d]).dtype not in algebra.INTEGERS for d in used):
+    if not used or any(value(given[d]).dtype not in INTEGERS for d in used):
         return None  # truth values as an index choose places by data
     rank = max(value(given[d]).dim() for d in used)
     adjacent = used == list(range(used[0], used[-1] + 1))
@@ -617,7 +599,7 @@ def _scatter(kind: str) -> Rule:
         start = wrapped(reader.size(a.start), extent) if a.start is not None else ZERO
         if a.step != 1 or value(a.src).numel() == 0:
             return None
-        inside = algebra.both(
+        inside = both(
             compare("ge", index[dim], start),
             compare("lt", index[dim], arithmetic("add", start, reader.shape(a.src)[dim])),
         )
@@ -693,12 +675,12 @@ def _pad(reader: Reader, node: fx.Node, a: Arguments, index: Index) -> Expressio
     if a.get("mode", "constant") != "constant":
         return None
     source, places = a.values["self"], list(index)
-    inside: Expression = algebra.TRUE
+    inside: Expression = TRUE
     shape = reader.shape(source)
     for i in range(len(a.pad) // 2):
         d, before = len(shape) - 1 - i, reader.size(a.pad[2 * i])
         places[d] = arithmetic("sub", index[d], before)
-        inside = algebra.both(inside, algebra.both(compare("ge", places[d], ZERO), compare("lt", places[d], shape[d])))
+        inside = both(inside, both(compare("ge", places[d], ZERO), compare("lt", places[d], shape[d])))
     found = reader.element(source, tuple(places))
     if any(isinstance(part, (Load, Product)) for part in found.walk()):
         return None  # a load must not leave its tensor

@@ -58,7 +58,7 @@ class Layout:
         if value_of(operand.node).dtype != self.dtype:
             node = self.call(aten.to.dtype, node, self.dtype)
         batches = self.extent(self.attention.parts[0].query, 0)
-        if proofs.constant(proofs.size_difference(batches, self.extent(operand, 0))) != 0:
+        if not proofs.same_size(batches, self.extent(operand, 0)):
             node = self.call(aten.expand.default, node, [self.size(self.attention.parts[0].query, 0), -1, -1, -1])
         return node
 

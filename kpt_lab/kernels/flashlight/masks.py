@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from kpt_lab.kernels.flashlight import algebra
-from kpt_lab.kernels.flashlight.algebra import ZERO, Variable, apply, both, negate, substitute
+from kpt_lab.kernels.flashlight.algebra import apply
 from kpt_lab.kernels.flashlight.expression import Apply, Constant, Expression, Fill, Load, Score, Size, replace
+from kpt_lab.kernels.flashlight.logic import both, negate
 
 LOW = -1e4  # a fill at or below this is a mask
 SCALED = -1e3  # and after scaling still at or below this: exp of it is zero in float32 beside any score above -900
@@ -58,16 +58,6 @@ def without_casts(expression: Expression) -> Expression:
         return None
 
     return replace(expression, change)
-
-
-def never_empty(
-    mask: Expression, rows: Callable[[Expression, Expression], Expression], keys: Variable, query: Variable | None
-) -> bool:
-    """Whether it can be proved that each row has a key: at key = query, at the first key, or at the last one."""
-    candidates: list[Expression] = [ZERO, algebra.arithmetic("sub", keys.extent, Constant(1))]
-    if query is not None and query.extent == keys.extent:
-        candidates.append(query)
-    return any(substitute(mask, {keys: candidate}) == Constant(True) for candidate in candidates)
 
 
 class Splitter:

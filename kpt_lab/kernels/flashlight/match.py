@@ -14,7 +14,8 @@ import torch
 from torch import fx
 
 from kpt_lab.kernels.flashlight import softmaxes
-from kpt_lab.kernels.flashlight.algebra import ONE, ZERO, Product, Variable, apply, variables
+from kpt_lab.kernels.flashlight.algebra import apply
+from kpt_lab.kernels.flashlight.atoms import ONE, ZERO, Product, Variable, variables
 from kpt_lab.kernels.flashlight.capture import is_random
 from kpt_lab.kernels.flashlight.contraction import Contraction, contraction
 from kpt_lab.kernels.flashlight.expression import (

@@ -15,10 +15,12 @@ from itertools import pairwise
 import torch
 from torch import fx
 
-from kpt_lab.kernels.flashlight import algebra
-from kpt_lab.kernels.flashlight.algebra import ONE, ZERO, Variable, arithmetic, quotient, substitute, terms
+from kpt_lab.kernels.flashlight.algebra import substitute
+from kpt_lab.kernels.flashlight.arithmetic import arithmetic
+from kpt_lab.kernels.flashlight.atoms import ONE, ZERO, Variable
 from kpt_lab.kernels.flashlight.expression import Apply, Constant, Expression, Operand, Size
 from kpt_lab.kernels.flashlight.index import Arguments, Index, Reader, is_tensor, name_of, value
+from kpt_lab.kernels.flashlight.polynomials import quotient, terms, total
 
 Digits = tuple[Variable, ...]
 SPARE = 1 << 20  # stands in for a size without a hint
@@ -90,7 +92,7 @@ def digits_of(index: Expression, extent: Expression, partial: bool = False) -> D
             return None
         rest = list(monomial)
         rest.remove(found[0])
-        strides[found[0]] = algebra.total({tuple(rest): factor})
+        strides[found[0]] = total({tuple(rest): factor})
     digits: list[Variable] = []
     expected: Expression = ONE
     while strides or (partial and expected != extent):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from kpt_lab.kernels.flashlight.algebra import ONE, ZERO, Product, Variable, dtype_of, variables
+from kpt_lab.kernels.flashlight.atoms import ONE, ZERO, Product, Variable, dtype_of, variables
 from kpt_lab.kernels.flashlight.expression import Apply, Constant, Expression, Load
 from kpt_lab.kernels.flashlight.index import Arguments, Index, Reader, Unreadable, is_tensor, name_of, value
 
