@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import fx
@@ -74,10 +75,13 @@ def explain(candidate: Any) -> Explanation:
 
 def place(node: fx.Node) -> str:
     """The line of the user's source that a node comes from, or its name."""
-    trace = node.meta.get("stack_trace")
-    lines = [line.strip() for line in str(trace).strip().splitlines()] if trace else []
-    lines = [line for line in lines if line.strip("^~ ") and not line.startswith("File ")]
-    return lines[-1] if lines else node.name
+    found, own = node.name, False
+    for line in str(node.meta.get("stack_trace") or "").splitlines():
+        if (line := line.strip()).startswith("File "):
+            own = Path(__file__).parent.joinpath("rewrite.py").as_posix() in line  # the frame that calls the user's function
+        elif line.strip("^~ ") and not own:
+            found = line
+    return found
 
 
 def pattern(attention: Attention) -> str:
