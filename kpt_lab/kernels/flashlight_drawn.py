@@ -186,3 +186,50 @@ def _slider(family: Family, states: Sequence[list[dict[str, Any]]], visible: boo
     ]
     current = {"prefix": f"{family.number}: "}
     return {"active": family.first, "visible": visible, "pad": {"t": 70}, "currentvalue": current, "steps": stops}
+
+
+# ---- bounds of q - k, a row of blocks at a time
+
+
+def band(found: story.Blocks, window: int) -> go.Figure:
+    """For a mask 0 <= q - k < window, with a slider over the rows of blocks: the interval of q - k in each block, and what it decides."""
+    rows = found.full.shape[0]
+    start = rows // 2
+    figure = _bands(found, window, range(rows), start)
+    stops = [
+        {"method": "update", "label": str(row), "args": [{"visible": [True] * len(KINDS) + [r == row for r in range(rows)]}]}
+        for row in range(rows)
+    ]
+    slider = {"active": start, "pad": {"t": 60}, "currentvalue": {"prefix": "row of blocks: "}, "steps": stops}
+    return figure.update_layout(sliders=[slider], height=figure.layout.height + 90, margin={"b": figure.layout.margin.b + 90})
+
+
+def band_row(found: story.Blocks, window: int, row: int) -> go.Figure:
+    """The same for one row of blocks, without the slider."""
+    return _bands(found, window, [row], row)
+
+
+def _bands(found: story.Blocks, window: int, rows: Iterable[int], shown: int) -> go.Figure:
+    size, names = story.blocks.BLOCK, [f"{kind} block" for kind in KINDS]
+    note = "A bar reaches from the least to the largest q - k of a block; the grey band is what the mask leaves."
+    figure = look.frame(
+        "What an interval decides", f"0 ≤ q - k < {window}, blocks of {size}", [""], [note], names, row_height=320
+    )
+    colors = ("rgba(136,136,136,0.55)", *_colors()[1:])
+    for name, color in zip(names, colors, strict=True):
+        figure.add_scatter(
+            x=[None], y=[None], mode="markers", name=name, marker={"symbol": "square", "size": 10, "color": color}
+        )
+    for row in rows:
+        columns = range(found.full.shape[1])
+        lows = [row * size - (column * size + size - 1) for column in columns]
+        kinds = (found.full[row] * 2 + found.partial[row]).tolist()
+        figure.add_bar(
+            x=list(columns), y=[2 * size - 2] * len(lows), base=lows, marker={"color": [colors[kind] for kind in kinds]},
+            visible=row == shown, showlegend=False, text=[KINDS[kind][0] for kind in kinds],
+            hovertemplate="block of keys %{x}: q - k from %{base} on<extra></extra>",
+        )  # fmt: skip
+    figure.add_hrect(y0=0, y1=window, fillcolor="rgba(136,136,136,0.3)", line_width=0, layer="below")
+    reach = found.full.shape[1] * size
+    figure.update_yaxes(title="q - k", range=[-reach, reach])
+    return figure.update_xaxes(title="block of keys", dtick=2)

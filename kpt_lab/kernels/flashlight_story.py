@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
+from kpt_lab import tables
 from kpt_lab.core import Unsupported
 from kpt_lab.kernels.flashlight import blocks, explain, flashlight, functions, index, lower, match
 from kpt_lab.kernels.flashlight.capture import functional_form, remove_dead
 from kpt_lab.kernels.flashlight.explain import pattern
-from kpt_lab.kernels.flashlight.expression import Apply, Attention, Expression, Lowering, Part, Refusal, readable
+from kpt_lab.kernels.flashlight.expression import (
+    PLACES,
+    Apply,
+    Attention,
+    Constant,
+    Coordinate,
+    Expression,
+    Lowering,
+    Part,
+    Refusal,
+    readable,
+)
 from kpt_lab.kernels.flashlight.gallery import Variant
 
+RECORDS_CORPUS = "python benchmarks/flashlight_corpus.py --device cuda --dtype bfloat16 --record benchmarks/recorded/flashlight_corpus.h100.json"
 LARGE = 6  # parts that an expression has at least before a letter stands for it
 
 
@@ -90,7 +105,8 @@ def _matched(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[fx.Gr
 
 def lettered(attention: Attention) -> str:
     """The attention as one line of mathematics; what occurs more than once is written once, under a letter."""
-    text, found = pattern(attention), []
+    text = pattern(attention)
+    found: list[str] = []
     parts = [e for p in attention.parts for e in (p.score, p.mask) if e is not None]
     seen: dict[str, int] = {}
     for part in (each for expression in parts for each in expression.walk()):
@@ -105,27 +121,37 @@ def lettered(attention: Attention) -> str:
 
 
 def lines(graph_module: fx.GraphModule) -> list[str]:
-    """A line for each node of a graph: its name, its operator, its arguments and its shape."""
+    """A line for each node of a graph: its name, its operator, its arguments and its shape; block masks' parts are left out."""
     found = []
     for node in graph_module.graph.nodes:
-        held = node.meta.get("val", node.meta.get("example_value"))
-        shape = str(list(held.shape)) if isinstance(held, Tensor) else ""
-        if node.op == "output":
+        parts = node.op == "call_function" and isinstance(node.args[0], fx.Node) and node.args[0].op == "call_module"
+        if node.op in ("output", "get_attr") or parts:
             continue
+        shape = _shape(node)
         target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        told = target.removesuffix(".default") if node.op != "placeholder" else "input"
-        given = ", ".join(_short(x) for x in node.args) if node.op != "placeholder" else ""
-        found.append(
-            f"{node.name:18s} {told}({given}) {shape}".rstrip() if given else f"{node.name:18s} {told} {shape}".rstrip()
-        )
+        told = "input" if node.op == "placeholder" else f"{target.split('.')[0]}({', '.join(map(_short, node.args))})"
+        found.append(f"{node.name:20s} {told} {list(shape) if shape else ''}".rstrip())
     return found
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    held = node.meta.get("val", node.meta.get("example_value"))
+    return tuple(held.shape) if isinstance(held, Tensor) else ()
+
+
+def pairs(graph_module: fx.GraphModule, queries: int, keys: int) -> list[str]:
+    """The nodes of a graph, its inputs left out, whose tensors end in (queries, keys) or (keys, queries)."""
+    ends = {(queries, keys), (keys, queries)}
+    return [n.name for n in graph_module.graph.nodes if n.op != "placeholder" and _shape(n)[-2:] in ends]
 
 
 def _short(argument: Any) -> str:
     if isinstance(argument, (list, tuple)):
-        return f"[{', '.join(map(_short, argument))}]"
+        return f"[{', '.join(map(_short, argument))}]" if len(argument) < 9 else "[block mask]"
     if isinstance(argument, dict):
         return "options"
+    if isinstance(argument, slice):
+        return ":"
     return f"{argument:.6g}" if isinstance(argument, float) else str(argument).replace("torch.", "")
 
 
@@ -138,23 +164,32 @@ class Step(NamedTuple):
     becomes: str
 
 
-def steps(graph_module: fx.GraphModule, node: fx.Node, at: Sequence[Expression], depth: int = 0) -> Iterator[Step]:
-    """How the element of a node is read: views change the index, operations ask their operands, products and inputs end it."""
-    reader = index.Reader(graph_module.graph, module=graph_module)
-    where, name = f"{node.name}[{', '.join(map(str, at))}]", index.name_of(node) or node.op
+def reading(seen: Seen) -> list[Step]:
+    """How one element of what the first softmax takes is read; b, h, q and k are its places. Each element is read once."""
+    assert seen.form is not None
+    start = seen.attentions[0].softmaxes[0].args[0]
+    assert isinstance(start, fx.Node)
+    at = tuple(Coordinate(place) for place in PLACES[-len(_shape(start)) :])
+    found: dict[str, Step] = {}
+    for step in _steps(index.Reader(seen.form.graph, module=seen.form), start, at, 0):
+        found.setdefault(step.element, step)
+    return list(found.values())
+
+
+def _steps(reader: index.Reader, node: fx.Node, at: Sequence[Expression], depth: int) -> Iterator[Step]:
+    """Views change the index, operations ask their operands, products and inputs end it."""
+    where, name = f"{node.name}[{', '.join(map(str, at))}]", index.name_of(node) or "input"
     below = reader.source(node, tuple(at))
     if below is not None:
         yield Step(depth, where, name, f"{below[0].name}[{', '.join(map(str, below[1]))}]")
-        yield from steps(graph_module, *below, depth)
+        yield from _steps(reader, *below, depth + 1)
         return
     element = reader.element(node, tuple(at))
     yield Step(depth, where, name, str(element))
-    if isinstance(element, Apply):
-        for operand in node.all_input_nodes:
-            shape = reader.shape(operand)
-            own = at[len(at) - len(shape) :]
-            short = tuple(index.ZERO if extent == index.ONE else i for i, extent in zip(own, shape, strict=True))
-            yield from steps(graph_module, operand, short, depth + 1)
+    for operand in node.all_input_nodes if isinstance(element, Apply) else ():
+        shape = reader.shape(operand)
+        own = zip(at[len(at) - len(shape) :], shape, strict=True)
+        yield from _steps(reader, operand, [Constant(0) if extent == Constant(1) else i for i, extent in own], depth + 1)
 
 
 # ---- the blocks of a mask
@@ -212,8 +247,10 @@ def captured(seen: Seen, nodes: Sequence[fx.Node]) -> list[Any]:
 
     def value(node: fx.Node) -> Any:
         if node not in known:
-            args, kwargs = (fx.map_arg(x, value) for x in (node.args, node.kwargs))
-            known[node] = getattr(seen.form, str(node.target)) if node.op == "get_attr" else node.target(*args, **kwargs)
+            args: Any = fx.map_arg(node.args, value)
+            kwargs: Any = fx.map_arg(node.kwargs, value)
+            target: Any = node.target
+            known[node] = getattr(seen.form, target) if node.op == "get_attr" else target(*args, **kwargs)
         return known[node]
 
     with torch.no_grad():
@@ -271,4 +308,26 @@ def reason(fn: Callable[..., Any], args: Sequence[Any]) -> str:
     return ""
 
 
-__all__ = ["Blocks", "Errors", "Seen", "Step", "blocks_of", "errors", "lettered", "lines", "look_at", "reason", "steps"]
+# ---- recorded
+
+
+def corpus(folder: str | Path) -> str:
+    """Markdown: of each recorded run of the corpus, how many idioms are fused and right; or the command that records one."""
+    rows = []
+    for path in sorted(Path(folder).glob("flashlight_corpus*.json")):
+        told = json.loads(path.read_text())
+        idioms = [one for one in told["idioms"] if not one["near_miss"]]
+        misses = [one for one in told["idioms"] if one["near_miss"]]
+        fused = [one for one in idioms if "error" in one]
+        right = sum(bool(one["right"]) for one in fused)
+        left = sum(bool(one["right"]) for one in misses)
+        where = f"{told['environment']['device_name']}, {told['dtype']}, torch {told['environment']['torch']}"
+        rows.append((where, f"{right} of {len(idioms)}", str(len(fused) - right), f"{left} of {len(misses)}"))
+    if not rows:
+        return f"Not recorded yet; `{RECORDS_CORPUS}` records it."
+    return tables.markdown(
+        ("where", "idioms fused and right", "fused and wrong", "near misses left alone for the right reason"), rows
+    )
+
+
+__all__ = ["Blocks", "Errors", "Seen", "Step", "blocks_of", "corpus", "errors", "lettered", "lines", "look_at", "pairs", "reading", "reason"]  # fmt: skip

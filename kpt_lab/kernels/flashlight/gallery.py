@@ -202,7 +202,7 @@ class Variant(NamedTuple):
     make: (length, batch, heads, width, generator) -> arguments, float32 on a CPU; q, k and v come first.
     """
 
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     origin: str
     make: Callable[[int, int, int, int, torch.Generator], tuple[Tensor, ...]]
 
