@@ -13,19 +13,20 @@ from kpt_lab.kernels.flashlight.arithmetic import COMPARISONS
 from kpt_lab.kernels.flashlight.atoms import ONE, Variable, variables
 from kpt_lab.kernels.flashlight.capture import is_random
 from kpt_lab.kernels.flashlight.contraction import contraction
+from kpt_lab.kernels.flashlight.drafts import Draft, Refused, Scored, coordinates, replaced_products
 from kpt_lab.kernels.flashlight.expression import Apply, Attention, Constant, Expression, Fill, Load, Part, Score
-from kpt_lab.kernels.flashlight.index import Arguments, Index, name_of, value
 from kpt_lab.kernels.flashlight.logic import conjuncts, negate
+from kpt_lab.kernels.flashlight.nodes import Arguments, Index, name_of, value
 from kpt_lab.kernels.flashlight.roles import Digits, Roles, Source
 
 if TYPE_CHECKING:
-    from kpt_lab.kernels.flashlight.match import Draft, Scored, _Proof
+    from kpt_lab.kernels.flashlight.derivation import Derivation
 
 
 class Assembly:
     """One attention while its roles are found."""
 
-    def __init__(self, proof: _Proof, scored: list[Scored]) -> None:
+    def __init__(self, proof: Derivation, scored: list[Scored]) -> None:
         self.proof, self.scored, self.reader = proof, scored, proof.reader
         self.known = self._digits()
         self.keys = self._of(proof.key)
@@ -69,8 +70,6 @@ class Assembly:
 
     def _anchored(self, part: Scored) -> Digits:
         """The digits of a softmax's own dimensions, in their order; they must be those of the output."""
-        from kpt_lab.kernels.flashlight.match import Refused
-
         found: list[Variable] = []
         shape = self.reader.shape(part.term.load.tensor)
         for i, (place, extent) in enumerate(zip(part.term.load.index, shape, strict=True)):
@@ -85,8 +84,6 @@ class Assembly:
     def _source(
         self, where: tuple[fx.Node, Index], what: str, numbers: bool = False, dtype: torch.dtype | None = None
     ) -> Source:
-        from kpt_lab.kernels.flashlight.match import Refused
-
         node, index = where
         index = tuple(substitute(i, self.known) for i in index)
         found = roles.cleanest(roles.descend(node, index, self.reader, numbers), self.reader, dtype)
@@ -113,8 +110,6 @@ class Assembly:
         return [d for v in self.proof.out for d in (self._of(v) if isinstance(v, Variable) else ())]
 
     def _roles(self) -> Roles:
-        from kpt_lab.kernels.flashlight.match import Refused
-
         held = [{d for digits in s.digits for d in digits} for s in (self.values, *self.keyed_sources)]
         for found, what in zip(held, ("values", *["keys"] * len(self.scored)), strict=True):
             if not set(self.keys) <= found:
@@ -155,8 +150,6 @@ class Assembly:
 
     def check(self, expression: Expression, scores: tuple[fx.Node, ...]) -> None:
         """Refuse where something that is read depends on scores, is random, or is computed for each query and key."""
-        from kpt_lab.kernels.flashlight.match import Refused
-
         for load in masks.loads(expression):
             if is_random(load.tensor):
                 raise Refused("a bias or mask is random")
@@ -206,8 +199,6 @@ class Assembly:
 
     def part(self, i: int) -> tuple[Expression, float | Expression, Expression | None, Fill, Expression | None]:
         """Score, scale, mask, fill and coefficient of one softmax."""
-        from kpt_lab.kernels.flashlight.match import Refused, coordinates, replaced_products
-
         scored = self.scored[i]
         between = replaced_products(masks.without_casts(self.whole(scored.between)))
         nodes = tuple(part.product.node for part in self.scored)
@@ -258,8 +249,6 @@ class Assembly:
 
     def _guarded(self, scored: Scored, found: masks.Masked, certain) -> Fill:
         """What a row without any key gives after the guards that stand behind the softmax."""
-        from kpt_lab.kernels.flashlight.match import Refused
-
         fill = found.kind()
         anchor = self.proof.matcher.anchors[scored.term.load.tensor]
         if anchor.guarded and fill == "infinite":
@@ -284,8 +273,6 @@ class Assembly:
 
     def _quantified(self, condition: Expression, mask: Expression | None) -> Expression:
         """`any key of this row is attended`, as the mask that it was computed from."""
-        from kpt_lab.kernels.flashlight.match import Refused
-
         negated = isinstance(condition, Apply) and condition.op == "logical_not"
         load = condition.arguments[0] if negated and isinstance(condition, Apply) else condition
         if isinstance(load, Load) and name_of(load.tensor) in ("any", "all"):
@@ -307,10 +294,8 @@ class Assembly:
         return (r.b, heads, r.k), (r.b, heads, r.k)
 
 
-def assemble(proof: _Proof, scored: list[Scored]) -> Draft:
+def assemble(proof: Derivation, scored: list[Scored]) -> Draft:
     """The draft of an attention; its operands are put into the graph when it is built."""
-    from kpt_lab.kernels.flashlight.match import Draft
-
     made = Assembly(proof, scored)
     contents = [made.part(i) for i in range(len(scored))]
     graph, end, r = proof.matcher.graph, proof.end, made.roles

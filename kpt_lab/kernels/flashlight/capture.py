@@ -21,6 +21,8 @@ from kpt_lab.core import Unsupported
 
 def functional_form(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
     """The same function of the same inputs as a functional graph of ATen operators; Unsupported says why there is none."""
+    # Dynamo enters a transform by calls that have nothing in common but the package that defines them; to ask torch for the
+    # depth of transforms while the graph runs would be too late, since an error there leaves the transform entered
     if any("functorch" in getattr(node.target, "__module__", "") for node in graph_module.graph.nodes if callable(node.target)):
         raise Unsupported("the graph uses vmap or another transform of torch.func")
     mode = detect_fake_mode(inputs)

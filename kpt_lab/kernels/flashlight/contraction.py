@@ -8,7 +8,8 @@ from torch import fx
 
 from kpt_lab.kernels.flashlight.atoms import ONE, ZERO, Variable
 from kpt_lab.kernels.flashlight.expression import Expression
-from kpt_lab.kernels.flashlight.index import Arguments, Index, Reader, is_tensor, name_of, value
+from kpt_lab.kernels.flashlight.index import Reader
+from kpt_lab.kernels.flashlight.nodes import Arguments, Index, is_tensor, name_of, value
 
 Labels = tuple[str, ...]
 

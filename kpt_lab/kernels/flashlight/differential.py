@@ -17,7 +17,7 @@ from torch import fx
 
 from kpt_lab.kernels.flashlight.capture import remove_dead
 from kpt_lab.kernels.flashlight.expression import Apply, Attention, Coordinate, Expression, Load, Operand, Size
-from kpt_lab.kernels.flashlight.index import name_of, value
+from kpt_lab.kernels.flashlight.nodes import name_of, value
 
 LARGEST = 1 << 26  # scores of one check: 256 MiB in float32
 LONGEST = 400  # nodes between operands and output

@@ -61,6 +61,9 @@ def _joined(op: str, parts: list[Expression], neutral: bool) -> Expression:
             return Constant(not neutral)
         if part != Constant(neutral) and part not in kept:
             kept.append(part)
+    pieces = conjuncts if neutral else _disjuncts
+    if any(all(piece in kept for piece in pieces(negate(part))) for part in kept):  # a or b or not (a or b)
+        return Constant(not neutral)
     result: Expression = kept[0] if kept else Constant(neutral)
     for part in kept[1:]:
         result = Apply(op, (result, part), torch.bool)

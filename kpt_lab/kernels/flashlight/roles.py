@@ -19,7 +19,8 @@ from kpt_lab.kernels.flashlight.algebra import substitute
 from kpt_lab.kernels.flashlight.arithmetic import arithmetic
 from kpt_lab.kernels.flashlight.atoms import ONE, ZERO, Variable
 from kpt_lab.kernels.flashlight.expression import Apply, Constant, Expression, Operand, Size
-from kpt_lab.kernels.flashlight.index import Arguments, Index, Reader, is_tensor, name_of, value
+from kpt_lab.kernels.flashlight.index import Reader
+from kpt_lab.kernels.flashlight.nodes import Arguments, Index, is_tensor, name_of, value
 from kpt_lab.kernels.flashlight.polynomials import quotient, terms, total
 
 Digits = tuple[Variable, ...]

@@ -10,7 +10,8 @@ from torch import fx
 
 from kpt_lab.kernels.flashlight.atoms import ONE, ZERO, Product, Variable, dtype_of, variables
 from kpt_lab.kernels.flashlight.expression import Apply, Constant, Expression, Load
-from kpt_lab.kernels.flashlight.index import Arguments, Index, Reader, Unreadable, is_tensor, name_of, value
+from kpt_lab.kernels.flashlight.index import Reader
+from kpt_lab.kernels.flashlight.nodes import Arguments, Index, Unreadable, is_tensor, name_of, value
 
 OPERATORS = ("softmax", "_softmax", "special_softmax", "_safe_softmax")
 

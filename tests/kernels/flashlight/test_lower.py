@@ -3,13 +3,11 @@
 import pytest
 import torch
 from sites import BHLD, BLHD, CAUSAL, B, H, K, Q, S, Site, both, dilated, op, prefix, real, window
-from torch import fx
 from torch._dynamo.backends.debugging import aot_eager
 
 from kpt_lab.core import Unsupported
-from kpt_lab.kernels.flashlight import lower, proofs, regions
-from kpt_lab.kernels.flashlight.algebra import simplify
-from kpt_lab.kernels.flashlight.expression import Constant, Load, Size
+from kpt_lab.kernels.flashlight import lower, regions
+from kpt_lab.kernels.flashlight.expression import Constant, Load
 
 FLOAT = torch.float32
 
@@ -203,36 +201,3 @@ def test_options_are_checked():
         lower.Options(kernel="fast")
     with pytest.raises(Unsupported, match="kernel 'cudnn' was asked for: cudnn is a CUDA kernel"):
         lowered(Site(*qkv(1, 2, 20, 16)), kernel="cudnn")
-
-
-# ---- proofs
-
-
-def size(value):
-    node = fx.Graph().placeholder("size")
-    node.meta["val"] = value
-    return Size(node)
-
-
-@pytest.mark.parametrize(
-    ("mask", "queries", "keys", "proved"),
-    [
-        (None, 9, 9, True), (CAUSAL, 9, 9, True), (CAUSAL, 9, 5, True), (window(3), 9, 9, True), (window(0), 9, 9, False),
-        (dilated(4), 9, 9, True), (op("gt", Q, K), 9, 9, False), (op("lt", K, Q), 9, 9, False), (op("gt", K, Q), 9, 9, False),
-        (op("eq", op("floor_divide", Q, 4), op("floor_divide", K, 4)), 9, 9, True),
-        (op("eq", op("floor_divide", Q, 4), op("floor_divide", K, 4)), 9, 5, False),
-        (both(op("le", K, op("add", Q, size(4))), op("gt", op("add", K, 3), op("add", Q, 4))), 5, 9, True),
-        (op("le", op("abs", op("sub", Q, K)), 0), 9, 9, True),
-    ],
-)  # fmt: skip
-def test_rows_are_proved_to_have_a_key_and_only_then(mask, queries, keys, proved):
-    assert proofs.rows_have_keys(mask, queries, keys) is proved
-
-
-def test_simplifying_keeps_the_truth():
-    assert simplify(both(CAUSAL, op("ge", op("add", Q, 1), 0))) == CAUSAL
-    assert simplify(op("logical_not", op("logical_not", CAUSAL))) == CAUSAL
-    assert simplify(op("lt", Q, 0)) == Constant(False)
-    assert simplify(op("ne", Q, Q)) == Constant(False)
-    assert not proofs.is_causal(op("ge", op("add", Q, 1), K))
-    assert proofs.causal_offset(op("ge", op("add", Q, 7), K)) == {(): 7}
