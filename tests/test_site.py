@@ -7,6 +7,8 @@ import html
 import json
 import re
 import shutil
+import sys
+import types
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -284,9 +286,10 @@ def test_what_screen_readers_stumble_over_is_mended() -> None:
 @pytest.mark.parametrize("page", HOWTO, ids=lambda page: page.stem)
 def test_the_code_of_a_how_to_runs(page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
-    namespace: dict[str, Any] = {"__name__": "how_to"}
+    module = types.ModuleType("how_to")  # Dynamo looks a function's module up by its name
+    monkeypatch.setitem(sys.modules, "how_to", module)
     for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE), 1):
-        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+        exec(compile(block, f"{page.name}, block {number}", "exec"), module.__dict__)
     assert capsys.readouterr().out
 
 
