@@ -39,7 +39,8 @@ def peak_memory(call: Callable[[], Any], device: str) -> int | None:
 
 def _changes(call: Callable[[], Any]) -> list[int]:
     """Bytes allocated (above 0) and freed (below 0) on the CPU during a call, in order."""
-    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    profile = torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True)  # torch 2.11 warns where it isn't said
     with _quiet():
         profile.start()
     try:
