@@ -85,7 +85,7 @@ class Backend:
             for node in graph.graph.nodes
             if node.op == "placeholder"
         )
-        options = dataclasses.replace(self.options, measure=False, training=training)
+        options = dataclasses.replace(_suited(self.options, attention), measure=False, training=training)
 
         def lowered(gm: fx.GraphModule, copied: Attention) -> Any:
             return lower.replace(gm, copied, options=options)

@@ -80,3 +80,17 @@ def test_each_rewrite_has_compilations_of_its_own():
         fused = flashlight.apply(plain, tuple(args))
         torch.testing.assert_close(fused(*args), plain(*args), rtol=1e-4, atol=1e-5)
         assert len(fused.backend.reports) == 1
+
+
+@torch.no_grad()
+def test_a_guard_against_empty_rows_is_fused_and_compared():
+    def guarded(q, k, v, mask):
+        weights = torch.softmax((q @ k.mT).masked_fill(~mask, float("-inf")), -1)
+        return torch.nan_to_num(weights, nan=0.0) @ v
+
+    mask = torch.rand(9, 9) < 0.5
+    mask[3] = False
+    args = (*torch.randn(3, 2, 9, 16), mask)
+    fused = flashlight.apply(guarded, args)
+    assert "adversarial" in str(explain(fused))
+    torch.testing.assert_close(fused(*args), guarded(*args), rtol=1e-4, atol=1e-5)
