@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,11 +49,16 @@ def card(variant: gallery.Variant, seen: story.Seen, found: story.Blocks) -> str
         '<div style="display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start;margin:0 0 22px">'
         f'<div style="flex:0 0 {16 * CELL + 2}px">{svg(found, variant.name)}</div>'
         '<div style="flex:1 1 260px;min-width:0">'
-        f"<div><b>{html.escape(variant.name)}</b>: {html.escape(variant.description)} <i>{html.escape(variant.origin)}</i></div>"
+        f"<div><b>{html.escape(variant.name)}</b>: {_prose(variant.description)} <i>{html.escape(variant.origin)}</i></div>"
         f"<div><code {code}>{html.escape(seen.pattern)}</code></div>"
         f"<div>{share}; lowered here to <b>{done.kernel}</b></div>"
         f"<details><summary>its code</summary><pre {code}>{html.escape(gallery.source(variant.function))}</pre></details></div></div>"
     )
+
+
+def _prose(text: str) -> str:
+    """A sentence with its `code` marked as HTML does."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
 
 
 def cards(looked: Iterable[tuple[gallery.Variant, story.Seen, story.Blocks]]) -> str:

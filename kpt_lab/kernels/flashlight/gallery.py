@@ -70,7 +70,7 @@ def padding(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
 
 
 def dilated(q: Tensor, k: Tensor, v: Tensor, step: int = STEP) -> Tensor:
-    """A query attends every so-manieth token before it."""
+    """Of the tokens before it a query attends one in every `step`."""
     distance = torch.arange(q.shape[-2])[:, None] - torch.arange(k.shape[-2])
     keep = (distance >= 0) & (distance % step == 0)
     return (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~keep, -math.inf).softmax(-1) @ v
