@@ -41,7 +41,9 @@ def _modules() -> list[str]:
     for package in _WITH_WORKLOADS:
         folder = Path(__file__).parent / package
         names = [module.name for module in pkgutil.iter_modules([str(folder)]) if (folder / f"{module.name}.py").is_file()]
-        found += [f"{package}.{name}" for name in names if "\ntechniques" in (folder / f"{name}.py").read_text(encoding="utf-8")]
+        found += [
+            f"{package}.{name}" for name in names if "\ntechniques" in (folder / f"{name}.py").read_text(encoding="utf-8")
+        ]
     return found
 
 

@@ -40,7 +40,9 @@ def peak_memory(call: Callable[[], Any], device: str) -> int | None:
 def _changes(call: Callable[[], Any]) -> list[int]:
     """Bytes allocated (above 0) and freed (below 0) on the CPU during a call, in order."""
     cpu = [torch.profiler.ProfilerActivity.CPU]
-    profile = torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True)  # torch 2.11 warns where it isn't said
+    profile = torch.profiler.profile(
+        activities=cpu, profile_memory=True, acc_events=True
+    )  # torch 2.11 warns where it isn't said
     with _quiet():
         profile.start()
     try:

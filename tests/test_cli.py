@@ -99,7 +99,10 @@ def test_sweep_of_a_module_records_and_resumes(capsys, tmp_path):
 
 
 MISTAKES = {
-    "unknown module": (("kernels.nothing",), "there is no module 'kernels.nothing'; there are .*kernels.gelu, .*kernels.softmax"),
+    "unknown module": (
+        ("kernels.nothing",),
+        "there is no module 'kernels.nothing'; there are .*kernels.gelu, .*kernels.softmax",
+    ),
     "unknown workload": (("kernels.softmax:sideways",), "no 'sideways'; it has forward, backward"),
     "not a workload": (("kernels.softmax:record_grid",), "is a tuple; a Workload, a function or an nn.Module is needed"),
     "missing file": (("nowhere/my_file.py:model",), "there is no file 'nowhere/my_file.py'"),
