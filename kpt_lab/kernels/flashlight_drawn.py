@@ -139,7 +139,7 @@ def masks(found: Mapping[tuple[str, int], story.Blocks], families: Sequence[Fami
         for i, other in enumerate(families):
             layout |= {f"sliders[{i}].visible": other is family, f"sliders[{i}].active": other.first}
         buttons.append({"method": "update", "label": family.name, "args": [traces, layout]})
-    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "pad": {"b": 6}, "bgcolor": "#f6f7f8",
+    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 30}, "bgcolor": "#f6f7f8",
             "font": {"color": "#1a1a1a"}}  # fmt: skip
     figure.update_layout(sliders=sliders, updatemenus=[menu], **shown(start)[1])
     return figure.update_layout(height=figure.layout.height + 140, margin={"t": figure.layout.margin.t + 40, "b": 170})
@@ -160,8 +160,8 @@ def _frame(heading: str, subtitle: str) -> go.Figure:
         marker = {"symbol": "square", "size": 10, "color": color, "line": line}
         figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=marker)
     ticks = {"showgrid": False, "ticks": "", "constrain": "domain"}
-    figure.update_xaxes(**ticks)
-    return figure.update_yaxes(title="block of queries", autorange="reversed", scaleanchor="x", **ticks)
+    figure.update_xaxes(dtick=2, **ticks)
+    return figure.update_yaxes(title="block of queries", dtick=2, autorange="reversed", scaleanchor="x", **ticks)
 
 
 def _colors() -> tuple[str, str, str]:
@@ -206,8 +206,8 @@ def band(found: story.Blocks, window: int) -> go.Figure:
         {"method": "update", "label": str(row), "args": [{"visible": [True] * len(KINDS) + [r == row for r in range(rows)]}]}
         for row in range(rows)
     ]
-    slider = {"active": start, "pad": {"t": 60}, "currentvalue": {"prefix": "row of blocks: "}, "steps": stops}
-    return figure.update_layout(sliders=[slider], height=figure.layout.height + 90, margin={"b": figure.layout.margin.b + 90})
+    slider = {"active": start, "pad": {"t": 88}, "currentvalue": {"prefix": "row of blocks: "}, "steps": stops}
+    return figure.update_layout(sliders=[slider], height=figure.layout.height + 110, margin={"b": figure.layout.margin.b + 110})
 
 
 def band_row(found: story.Blocks, window: int, row: int) -> go.Figure:
