@@ -130,7 +130,10 @@ def masks(found: Mapping[tuple[str, int], story.Blocks], families: Sequence[Fami
         figure.add_trace(_heat(found[place[0].name, place[1]]).update(visible=place == start))
 
     def shown(chosen: tuple[Family, int]) -> list[dict[str, Any]]:
-        return [{"visible": [place == chosen for place in places]}, _axes(found[chosen[0].name, chosen[1]])]
+        return [
+            {"visible": [True] * len(KINDS) + [place == chosen for place in places]},
+            _axes(found[chosen[0].name, chosen[1]]),
+        ]
 
     sliders = [_slider(f, [shown((f, value)) for value in f.values], f is families[0]) for f in families]
     buttons = []
@@ -139,10 +142,10 @@ def masks(found: Mapping[tuple[str, int], story.Blocks], families: Sequence[Fami
         for i, other in enumerate(families):
             layout |= {f"sliders[{i}].visible": other is family, f"sliders[{i}].active": other.first}
         buttons.append({"method": "update", "label": family.name, "args": [traces, layout]})
-    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 30}, "bgcolor": "#f6f7f8",
+    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 54}, "bgcolor": "#f6f7f8",
             "font": {"color": "#1a1a1a"}}  # fmt: skip
     figure.update_layout(sliders=sliders, updatemenus=[menu], **shown(start)[1])
-    return figure.update_layout(height=figure.layout.height + 140, margin={"t": figure.layout.margin.t + 40, "b": 170})
+    return figure.update_layout(height=figure.layout.height + 162, margin={"t": figure.layout.margin.t + 62, "b": 170})
 
 
 def mask(found: story.Blocks, heading: str) -> go.Figure:

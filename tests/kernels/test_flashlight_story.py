@@ -99,3 +99,11 @@ def test_the_figure_has_a_slider_for_each_mask_and_one_visible_state():
     assert sum(trace.visible is True for trace in maps) == 1
     assert [slider.visible for slider in figure.layout.sliders] == [True, False]
     assert len(maps) == sum(len(f.values) for f in families)
+    for slider, family in zip(figure.layout.sliders, families, strict=True):
+        for step, value in zip(slider.steps, family.values, strict=True):
+            shown = [
+                trace
+                for trace, seen in zip(figure.data, step.args[0]["visible"], strict=True)
+                if seen and trace.type == "heatmap"
+            ]
+            assert [trace.z for trace in shown] == [flashlight_drawn._heat(found[family.name, value]).z]
