@@ -46,7 +46,8 @@ def _both(
     sums = torch.logsumexp(scores, -1, keepdim=True)
     # an empty row has no sum: its probabilities are 0, and so are their gradients
     empty = sums == -torch.inf
-    probabilities = torch.exp(torch.where(empty, -torch.inf, scores) - torch.where(empty, 0.0, sums))
+    # not exp(scores - sums): beside scores as large as a float32 the logarithm of the number of keys would be lost
+    probabilities = torch.where(empty, 0.0, torch.softmax(torch.where(empty, 0.0, scores), -1))
     shaped = probabilities.reshape(batch, key.shape[1], -1, rows, key.shape[2])
     out = (shaped @ value.to(wide).unsqueeze(2)).reshape(batch, heads, rows, value.shape[3])
     return out.to(value.dtype), sums.squeeze(-1)
