@@ -286,6 +286,8 @@ def _compare(region: Region, inputs: list[Any], where: str, gradients: bool, siz
     for i, (wanted, given) in enumerate(zip(*results, strict=True)):
         if wanted is None or given is None:
             continue
+        if i and given.shape == wanted.shape:  # on a row without keys eager's gradients are NaN, and flow where ours don't
+            given, wanted = given[wanted.isfinite()], wanted[wanted.isfinite()]
         error = _error(given, wanted)
         if not error <= tolerance * (1 if i == 0 else 10):
             what = "output" if i == 0 else f"gradient of {operator.getitem(region.inputs, 0).name} or another input"

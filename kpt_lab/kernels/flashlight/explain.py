@@ -66,7 +66,7 @@ class Explanation:
 def explain(candidate: Any) -> Explanation:
     """What flashlight did to a callable: the result of `flashlight.apply`, or a backend; TypeError for anything else."""
     backend = getattr(candidate, "backend", candidate)
-    reports = getattr(backend, "reports", None)
+    reports = getattr(backend, "reports", None) or getattr(backend, "before", None)
     if reports is None:
         raise TypeError(f"candidate is a {type(candidate).__name__}; accepted are what flashlight.apply gives and backends")
     entries = tuple(entry for report in reports for entry in report.entries)

@@ -36,6 +36,7 @@ class Backend:
         self.inner, self.mode, self.check = inner, mode, check
         self.options = lower.Options(**options)
         self.reports: list[Report] = []
+        self.before: list[Report] = []  # of the backend that this one goes on from, until it has reports of its own
         self.checked: dict[str, str] = {}
         self.too_long: set[int] = set()  # lengths whose scores are too many to be compared
 
@@ -174,7 +175,7 @@ class Rewritten:
         """The same with the rest of its graphs compiled by Inductor."""
         options = dataclasses.asdict(self.backend.options)
         backend = Backend("inductor", mode, check=self.backend.check, **options)
-        backend.checked = self.backend.checked
+        backend.checked, backend.before = self.backend.checked, self.backend.reports
         return Rewritten(self.fn, backend, dynamic)
 
     def __getattr__(self, name: str) -> Any:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from kpt_lab import baselines
 from kpt_lab.core import Unsupported
 from kpt_lab.kernels.flashlight import differential, explain, flashlight, lower
 
@@ -94,3 +95,25 @@ def test_a_guard_against_empty_rows_is_fused_and_compared():
     fused = flashlight.apply(guarded, args)
     assert "adversarial" in str(explain(fused))
     torch.testing.assert_close(fused(*args), guarded(*args), rtol=1e-4, atol=1e-5)
+
+
+def test_lengths_that_may_leave_rows_empty_train():
+    def decoded(q, k, v, filled):
+        keep = torch.arange(k.shape[-2]) < filled[:, None, None]
+        return torch.softmax((q @ k.mT).masked_fill(~keep, float("-inf")), -1) @ v
+
+    inputs = [torch.randn(3, n, 16).requires_grad_() for n in (2, 9, 9)]
+    filled = torch.tensor([4, 9, 1])
+    fused = flashlight.apply(decoded, (*inputs, filled))
+    assert explain(fused).matched == 1
+    for one, other in zip(
+        torch.autograd.grad(fused(*inputs, filled).sum(), inputs),
+        torch.autograd.grad(decoded(*inputs, filled).sum(), inputs), strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_compiled_rewrite_explains_itself_before_its_first_call():
+    fused = (flashlight >> baselines.compiled).apply(banded, tuple(torch.randn(3, 2, 9, 16)))
+    assert explain(fused).matched == 1
