@@ -19,7 +19,7 @@ STAMP := $(VENV)/.set-up
 NO_DISPLAY := $(if $(filter Linux,$(shell uname -s)),$(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser))
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test site e2e notebooks clean
+.PHONY: help lab test test-library test-notebooks site e2e notebooks clean
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
@@ -50,7 +50,13 @@ test: $(STAMP)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m kpt_lab claims
-	$(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg kpt_lab tests notebooks
+	$(MAKE) --no-print-directory --jobs=2 test-library test-notebooks
+
+# The two run side by side: neither times anything, and each keeps one core busy.
+test-library: $(STAMP)
+	$(RUN) -m pytest kpt_lab tests
+test-notebooks: $(STAMP)
+	$(RUN) -m pytest -p no:cacheprovider --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg notebooks
 
 # Warnings are errors; afterwards the pages are searched for what they would load from elsewhere, for weight and for dead links.
 site: $(VENV)/.set-up-docs

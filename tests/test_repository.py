@@ -177,7 +177,15 @@ def test_lab_passes_arguments_and_opens_a_browser_only_with_a_display() -> None:
 @needs_make
 def test_make_test_runs_every_check_and_installs_by_the_constraints() -> None:
     steps = make("test")
-    for step in ("-m ruff check .", "-m ruff format --check .", "-m mypy", "--nbval ", " kpt_lab tests notebooks"):
+    checks = (
+        "-m ruff check .",
+        "-m ruff format --check .",
+        "-m mypy",
+        "-m pytest kpt_lab tests\n",
+        "--nbval ",
+        ".cfg notebooks\n",
+    )
+    for step in checks:
         assert step in steps
     assert "-m pip install --quiet --constraint constraints.txt --editable '.[test]'" in steps
     assert "uv pip install" not in steps

@@ -5,12 +5,11 @@
 and `explain(candidate)` says for each softmax what was done, or why nothing was.
 
     >>> import torch
+    >>> from kpt_lab.kernels.attention import causal
     >>> from kpt_lab.kernels.flashlight import flashlight
-    >>> def attention(q, k, v):
-    ...     return torch.softmax(q @ k.transpose(-2, -1) / 4, -1) @ v
-    >>> q, k, v = torch.randn(3, 1, 2, 8, 16)
-    >>> flashlight.apply(attention, (q, k, v))(q, k, v).shape
-    torch.Size([1, 2, 8, 16])
+    >>> inputs = tuple(torch.randn(3, 1, 8, 2, 16))
+    >>> flashlight.apply(causal, inputs)(*inputs).shape
+    torch.Size([1, 8, 2, 16])
 """
 
 from __future__ import annotations
