@@ -19,19 +19,16 @@ import argparse
 import math
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from resumable import best_of, elapsed, geomean, measured, ratio
 
 from kpt_lab import ratios, records
 from kpt_lab.core import Technique, Trials, Workload
-from kpt_lab.environment import environment
-from kpt_lab.isolate import run_jobs
 from kpt_lab.kernels import attention
 from kpt_lab.kernels.attention import backward, flashlight, flashlight_compiled, flashlight_rebuilt, flex, forward, libraries
 from kpt_lab.kernels.flashlight import choose
@@ -39,17 +36,12 @@ from kpt_lab.measure import job_for
 from kpt_lab.runner import Job
 
 OUT = Path(os.environ.get("OUT", "."))
-START = time.perf_counter()
 DEVICE, DTYPE, HEADS, TOKENS = "cuda", "bfloat16", 16, 16384
 PARTS = ("plain", "masks", "rebuilt", "eager", "memory", "backward")
 MASKS = ("causal", "window", "prefix", "document", "dilated", "padding", "alibi", "softcap")
 OURS = (flashlight.label, flashlight_compiled.label, flashlight_rebuilt.label)
 PLAIN = tuple(t.label for t in (attention.eager, attention.compiled, attention.max_autotune))
 Cell = tuple[Workload, tuple[Technique, ...], dict[str, Any]]
-
-
-def elapsed() -> float:
-    return time.perf_counter() - START
 
 
 def sized(length: int, width: int, groups: int, variant: str) -> dict[str, Any]:
@@ -104,44 +96,9 @@ def jobs(part: str, processes: int) -> Iterator[Job]:
             yield replace(job, process=process)
 
 
-def place(workload: str, params: Mapping[str, Any], labels: frozenset[str], process: int) -> tuple[Any, ...]:
-    """What tells one cell of one process from the others."""
-    return workload, tuple(sorted(params.items())), labels, process
-
-
 def record(file: Path, part: str, seconds: float, processes: int) -> None:
     """Measure what `file` lacks of a part on this very machine, until done or out of time."""
-    here = environment(DEVICE)["host"]
-    known: dict[tuple[Any, ...], set[str]] = {}
-    for trial in records.load(file) if file.exists() else ():
-        if trial.host == here:
-            known.setdefault((trial.workload, tuple(sorted(trial.params.items())), trial.process), set()).add(trial.label)
-    todo = [
-        job for job in jobs(part, processes)
-        if not {t.label for t in job.techniques}
-        <= known.get((job.workload.name, tuple(sorted(job.params.items())), job.process), set())
-    ]  # fmt: skip
-    ended = threading.Event()
-    timer = threading.Timer(seconds, ended.set)
-    timer.daemon = True
-    timer.start()
-    done = 0
-
-    def keep(job: Job, trials: Trials) -> None:
-        nonlocal done
-        done += 1
-        records.record(trials, file)
-        failed = {t.label: f"{t.status}: {t.advice[:160]}" for t in trials if t.status != "ok"}
-        times = "  ".join(f"{t.label} {1e6 * t.time:.1f}" for t in trials if t.status == "ok")
-        what = " ".join(str(v) for v in job.params.values())
-        print(
-            f"[{elapsed():4.0f}] {done}/{len(todo)} {job.workload.name} {what} process {job.process}: {times} {failed or ''}",
-            flush=True,
-        )
-
-    run_jobs(todo, limit=240.0, done=keep, cancelled=ended)
-    timer.cancel()
-    print(f"{done} of {len(todo)} cells in {elapsed():.0f} s")
+    measured(jobs(part, processes), file, device=DEVICE, seconds=seconds, limit=240.0)
     summary(file)
 
 
@@ -171,23 +128,6 @@ def tune(seconds: float) -> None:
 
 
 # ---- summary
-
-
-def geomean(values: list[float]) -> float:
-    kept = [v for v in values if v == v]
-    return math.exp(sum(map(math.log, kept)) / len(kept)) if kept else math.nan
-
-
-def ratio(by_label: dict[str, Trials], one: str, over: str) -> float:
-    try:
-        return ratios.speedup(by_label[one], by_label[over]).value
-    except (KeyError, ratios.Incomparable):
-        return math.nan
-
-
-def best_of(by_label: dict[str, Trials], labels: list[str]) -> str:
-    known = [label for label in labels if all(t.status == "ok" for t in by_label[label])]
-    return min(known, key=lambda label: ratios._median_time(by_label[label]), default="")
 
 
 def peak(trials: Trials) -> float:

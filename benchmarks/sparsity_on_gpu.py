@@ -18,20 +18,17 @@ import json
 import math
 import os
 import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from resumable import best_of, elapsed, geomean, measured, ratio
 from torch.nn import functional as F
 
 from kpt_lab import ratios, records
-from kpt_lab.core import Recording, Trials
-from kpt_lab.environment import environment
-from kpt_lab.isolate import run_jobs
+from kpt_lab.core import Recording
 from kpt_lab.measure import job_for
 from kpt_lab.precision.casts import cast
 from kpt_lab.runner import Job
@@ -43,12 +40,7 @@ from kpt_lab.sparsity.patterns import magnitude_mask
 OUT = Path(os.environ.get("OUT", "."))
 SHAPES = (*layer.HEADLINE, *layer.WIDE)  # (in, out)
 TOKENS = (4096, 1024, 8192, 128, 16, 16384)  # what matters most first
-START = time.perf_counter()
 Row = dict[str, Any]
-
-
-def elapsed() -> float:
-    return time.perf_counter() - START
 
 
 # ---- explore
@@ -164,11 +156,6 @@ def jobs(part: str) -> Iterator[Job]:
         yield from (replace(job, process=process) for recording, job in cells if process < recording.processes)
 
 
-def place(workload: str, params: Mapping[str, Any], process: int) -> tuple[Any, ...]:
-    """What tells one cell of one process from the others."""
-    return workload, tuple(sorted(params.items())), process
-
-
 def part_of(recording: Recording) -> str:
     """headline: in six processes; few: few tokens, and the most, where the layer must choose well; rest: what is nice to have."""
     if recording.processes > 1:
@@ -187,49 +174,8 @@ def recorded_cells(recording: Recording) -> Iterator[Job]:
 
 def record(file: Path, part: str, seconds: float) -> None:
     """Measure what `file` lacks of the record grid on this very machine, until done or out of time."""
-    here = environment(DEVICE)["host"]
-    known = records.load(file) if file.exists() else ()
-    done_before = {place(t.workload, t.params, t.process) for t in known if t.host == here}
-    todo = [job for job in jobs(part) if place(job.workload.name, job.params, job.process) not in done_before]
-    ended = threading.Event()
-    timer = threading.Timer(seconds, ended.set)
-    timer.daemon = True
-    timer.start()
-    done = 0
-
-    def keep(job: Job, trials: Trials) -> None:
-        nonlocal done
-        done += 1
-        records.record(trials, file)
-        failed = {t.label: f"{t.status}: {t.advice[:160]}" for t in trials if t.status != "ok"}
-        times = "  ".join(f"{t.label} {1e6 * t.time:.1f}" for t in trials if t.status == "ok")
-        what = " ".join(f"{k}={v}" for k, v in job.params.items())
-        print(
-            f"[{elapsed():4.0f}] {done}/{len(todo)} {job.workload.name} {what} process {job.process}: {times} {failed or ''}",
-            flush=True,
-        )
-
-    run_jobs(todo, limit=120.0, done=keep, cancelled=ended)
-    timer.cancel()
-    print(f"{done} of {len(todo)} cells in {elapsed():.0f} s")
+    measured(jobs(part), file, device=DEVICE, seconds=seconds, limit=120.0)
     summary(file)
-
-
-def ratio(by_label: dict[str, Trials], one: str, over: str) -> float:
-    try:
-        return ratios.speedup(by_label[one], by_label[over]).value
-    except (KeyError, ratios.Incomparable):
-        return math.nan
-
-
-def best_of(by_label: dict[str, Trials], labels: tuple[str, ...]) -> str:
-    known = [label for label in labels if label in by_label and all(t.status == "ok" for t in by_label[label])]
-    return min(known, key=lambda label: ratios._median_time(by_label[label]), default="")
-
-
-def geomean(values: list[float]) -> float:
-    kept = [v for v in values if v == v]
-    return math.exp(sum(map(math.log, kept)) / len(kept)) if kept else math.nan
 
 
 def summary(file: Path) -> None:

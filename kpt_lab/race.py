@@ -11,6 +11,9 @@ import torch
 
 from kpt_lab import timer
 
+# kpt_lab.sparsity.search holds the same functions, which the hashes of its recorded Trials cover: it takes these when those
+# Trials are recorded again, and not before, for a move alone would make them stale.
+
 FLUSH = 256 * 2**20  # bytes written before each timed replay: several times a last-level cache
 FIRST, SECOND = 3, 12  # replays of every candidate, and then of those that are still near
 NEAR = 1.15  # times the fastest after the first rounds

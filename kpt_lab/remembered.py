@@ -11,6 +11,8 @@ from typing import Any
 
 from kpt_lab.files import atomically, cache_folder
 
+# As in kpt_lab.race: sparsity.search keeps its own until its Trials are recorded again.
+
 SCHEMA = 1
 
 

@@ -108,7 +108,7 @@ class Optimised(nn.Module):
     def __call__(self, *args: Any, **named: Any) -> Any:
         if not self._ahead or (args and named):
             return super().__call__(*args, **named)
-        # A graph starts before the questions are asked: after other work nothing of them is in cache, and they take 0.1 ms
+        # A graph starts before the questions are asked: after other work nothing of them is in cache, and the device would wait
         with contextlib.suppress(Exception):  # of another form: asked below
             self.__dict__["_launched"] = self._fast(*args, **named), args, tuple(named.values())
         try:

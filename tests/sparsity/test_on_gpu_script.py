@@ -22,6 +22,7 @@ PATH = Path(__file__).parents[2] / "benchmarks/sparsity_on_gpu.py"
 def script(monkeypatch, tmp_path):
     fakes.install(monkeypatch, lambda name: 2.0 if "dense" in str(name) else 1.0 + getattr(name, "algorithm", 0))
     monkeypatch.setenv("KPT_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(PATH.parent))  # as when it is run
     spec = importlib.util.spec_from_file_location("sparsity_on_gpu", PATH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -76,21 +77,25 @@ def test_the_summary_takes_the_best_dense_and_the_worst_dispatch(script, tmp_pat
 
 
 def test_a_record_goes_on_where_it_stopped(script, tmp_path, monkeypatch):
-    """What the file holds of this machine is not measured again; what it holds of another is."""
+    """What the file holds of this machine is not measured again; what it holds of another, or in part, is."""
+    import resumable
+
     asked, file = [], tmp_path / "layer.jsonl"
     todo = list(script.jobs("headline"))
 
-    def trial(job, host):
+    def trials(job, host):
         metric = {"time": Metric(1e-6, "s", "measured")}
-        return Trial(
-            job.workload.name, layer.dense.name, job.params, device="cpu", dtype="bfloat16", metrics=metric, cell=job.cell,
-            process=job.process, samples={"time": (1000,) * 8}, env={"host": host},
-        )  # fmt: skip
+        return [
+            Trial(
+                job.workload.name, technique.label, job.params, device="cpu", dtype="bfloat16", metrics=metric, cell=job.cell,
+                process=job.process, samples={"time": (1000,) * 8}, env={"host": host},
+            )
+            for technique in job.techniques
+        ]  # fmt: skip
 
-    records.record(Trials([trial(todo[0], script.environment("cpu")["host"]), trial(todo[1], "elsewhere")]), file)
-    monkeypatch.setattr(script, "run_jobs", lambda jobs, **options: asked.extend(jobs))
+    here = resumable.environment("cpu")["host"]
+    records.record(Trials([*trials(todo[0], here), *trials(todo[1], "elsewhere"), *trials(todo[2], here)[1:]]), file)
+    monkeypatch.setattr(resumable, "run_jobs", lambda jobs, **options: asked.extend(jobs))
     script.record(file, "headline", 60.0)
-    assert len(asked) == len(todo) - 1
-    assert script.place(todo[0].workload.name, todo[0].params, 0) not in {
-        script.place(j.workload.name, j.params, j.process) for j in asked
-    }
+    place = [(job.workload.name, job.params, job.process) for job in asked]
+    assert place == [(job.workload.name, job.params, job.process) for job in todo[1:]]

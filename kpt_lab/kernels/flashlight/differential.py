@@ -28,6 +28,10 @@ class Differs(Exception):
     """The rewritten attention gives something else than the original; the message says on which inputs."""
 
 
+class _Unsuited(Exception):
+    """The original itself can't run on what was made up; the message says why."""
+
+
 Lower = Callable[[fx.GraphModule, Attention], Any]
 
 
@@ -134,22 +138,23 @@ def check(gm: fx.GraphModule, attention: Attention, lower: Lower, *, training: b
     region = Region(gm, attention, lower)
     symbols = _symbols(region.inputs)
     done: list[str] = []
-    skipped: list[str] = []
+    skipped: dict[str, None] = {}
     for name, sizes in _sizes(symbols):
         count = _scores(attention, sizes)
         if count is None or count > LARGEST:
-            skipped.append(f"{name} not checked: {count or 'unknown'} scores are too many to hold")
+            skipped[f"{name} not checked: {count or 'unknown'} scores are too many to hold"] = None
             continue
         for kind in ("random", "adversarial"):
             if kind == "adversarial" and lenient:
                 continue
             try:
                 inputs = Inputs(region, sizes, kind).tensors()
-            except (TypeError, ValueError, RuntimeError):
-                continue
-            if _compare(region, inputs, f"{kind} inputs at {name}", training and kind == "random", bool(symbols)):
+                _compare(region, inputs, f"{kind} inputs at {name}", training and kind == "random", bool(symbols))
+            except _Unsuited as error:
+                skipped[f"{kind} at {name} not checked: {error}"] = None
+            else:
                 done.append(f"{kind} at {name}")
-    return "; ".join([", ".join(done) or "nothing could be compared", *skipped])
+    return "; ".join([", ".join(done) or "nothing was compared", *skipped])
 
 
 def _symbols(inputs: Sequence[fx.Node]) -> list[Any]:
@@ -210,7 +215,10 @@ class Inputs:
         device = value(self.region.attention.output).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)
-            return [self._one(node) for node in self.region.inputs]
+            try:
+                return [self._one(node) for node in self.region.inputs]
+            except (TypeError, ValueError, RuntimeError) as error:  # a size that stays symbolic, or more than fits
+                raise _Unsuited(f"no inputs can be made up ({type(error).__name__}: {str(error)[:120]})") from error
 
     def _one(self, node: fx.Node) -> Any:
         held = value(node)
@@ -265,7 +273,8 @@ def _limits(attention: Attention, sizes: dict[Any, int]) -> dict[fx.Node, int]:
     return found
 
 
-def _compare(region: Region, inputs: list[Any], where: str, gradients: bool, sized: bool) -> bool:
+def _compare(region: Region, inputs: list[Any], where: str, gradients: bool, sized: bool) -> None:
+    """Differs where the two do; _Unsuited where the original doesn't run, or the graph was not captured for such sizes."""
     floats = [x for x in inputs if isinstance(x, torch.Tensor) and x.is_floating_point()]
     results = []
     for module in (region.original, region.candidate):
@@ -275,12 +284,13 @@ def _compare(region: Region, inputs: list[Any], where: str, gradients: bool, siz
             with torch.set_grad_enabled(gradients):
                 out = module(*inputs)
             grads = torch.autograd.grad(out.float().square().sum(), floats, allow_unused=True) if gradients else ()
-        except Exception:
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            told = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
             if module is region.original:
-                return False  # the sizes that were tried don't suit the graph
-            if sized and where.endswith("length 1"):
-                return False
-            raise
+                raise _Unsuited(f"the original fails there ({told})") from error
+            if sized and where.endswith("length 1"):  # Dynamo captures symbolic sizes for lengths of 2 and more
+                raise _Unsuited(f"the graph was not captured for it ({told})") from error
+            raise Differs(f"the lowered one fails on {where}, where the original runs ({told})") from error
         results.append((out.detach(), *grads))
     tolerance = TOLERANCE.get(results[0][0].dtype, 4e-2)
     for i, (wanted, given) in enumerate(zip(*results, strict=True)):
@@ -288,11 +298,10 @@ def _compare(region: Region, inputs: list[Any], where: str, gradients: bool, siz
             continue
         if i and given.shape == wanted.shape:  # on a row without keys eager's gradients are NaN, and flow where ours don't
             given, wanted = given[wanted.isfinite()], wanted[wanted.isfinite()]
-        error = _error(given, wanted)
-        if not error <= tolerance * (1 if i == 0 else 10):
+        found = _error(given, wanted)
+        if not found <= tolerance * (1 if i == 0 else 10):
             what = "output" if i == 0 else f"gradient of {operator.getitem(region.inputs, 0).name} or another input"
-            raise Differs(f"the {what} differs from the original by {error:.2g} of its largest element on {where}")
-    return True
+            raise Differs(f"the {what} differs from the original by {found:.2g} of its largest element on {where}")
 
 
 def _error(given: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from corpus import Idiom
 from idioms import idioms
+from test_corpus import UNMATCHED
 
 from kpt_lab.core import Unsupported
 from kpt_lab.kernels.flashlight import lower, match
@@ -56,14 +57,23 @@ def made_from(node):
 
 @pytest.mark.parametrize("idiom", CHOSEN, ids=lambda idiom: idiom.name)
 def test_no_tensor_over_queries_and_keys_is_computed(idiom):
-    for graph, extents in rewritten_graphs(idiom):
-        for queries, keys in extents:
-            if min(queries, keys) < 5 or {queries, keys} & {16, 48}:
-                continue  # the extents can't be told from a width's
-            for node in graph.graph.nodes:
-                held = node.meta.get("val")
-                if not isinstance(held, torch.Tensor) or node.op == "placeholder":
-                    continue
-                shape = list(held.shape)
-                pairs = queries in shape and keys in (shape[: shape.index(queries)] + shape[shape.index(queries) + 1 :])
-                assert not pairs or made_from(node).op in ("placeholder", "get_attr"), f"{node.format_node()} {shape}"
+    found = rewritten_graphs(idiom)
+    told_apart = [
+        (graph, queries, keys)
+        for graph, extents in found
+        for queries, keys in extents
+        if min(queries, keys) >= 5 and not {queries, keys} & {16, 48}
+    ]
+    if idiom.name in UNMATCHED:
+        pytest.skip("left as it is, with its scores")
+    assert any(extents for _, extents in found)
+    if not told_apart:
+        pytest.skip("its lengths can't be told from a width or a number of heads")
+    for graph, queries, keys in told_apart:
+        for node in graph.graph.nodes:
+            held = node.meta.get("val")
+            if not isinstance(held, torch.Tensor) or node.op == "placeholder":
+                continue
+            shape = list(held.shape)
+            pairs = queries in shape and keys in (shape[: shape.index(queries)] + shape[shape.index(queries) + 1 :])
+            assert not pairs or made_from(node).op in ("placeholder", "get_attr"), f"{node.format_node()} {shape}"
