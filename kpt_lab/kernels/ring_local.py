@@ -32,22 +32,28 @@ def run(count: int, *, length: int, heads: int, groups: int, width: int, dtype: 
         sizes = {"length": length, "heads": heads, "groups": groups, "width": width, "dtype": dtype}
         command = [sys.executable, "-c", "from kpt_lab.kernels import ring_local; ring_local.main()"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        processes = [
-            subprocess.Popen(
-                [*command, str(rank), str(count), folder, json.dumps(sizes)],
-                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-            for rank in range(count)
-        ]  # fmt: skip
-        try:
-            told = [process.communicate(timeout=LIMIT) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
+        told = printed(count, command, [folder, json.dumps(sizes)], environment)
+    return [json.loads(out.splitlines()[-1]) for out in told]
+
+
+def printed(count: int, command: list[str], arguments: list[str], environment: dict[str, str]) -> list[str]:
+    """What each of `count` processes of a command printed, given its rank, the count and the arguments; RuntimeError where one failed."""
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), str(count), *arguments],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    try:
+        told = [process.communicate(timeout=LIMIT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     if any(process.returncode for process in processes):
-        raise RuntimeError("a local process failed: " + "\n".join(error[-800:] for _, error in told))
-    return [json.loads(out.splitlines()[-1]) for out, _ in told]
+        raise RuntimeError("a local process failed: " + "\n".join(error[-1500:] for _, error in told))
+    return [out for out, _ in told]
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ Each group costs seconds, so it does all scenarios. KPT_LAB_FLASHLIGHT_ALL=1 add
 import itertools
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,13 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpt_lab.core import Unsupported
-from kpt_lab.kernels import blockwise, ring
+from kpt_lab.kernels import blockwise, ring, ring_local
 from kpt_lab.kernels.ring_steps import Ring
 from kpt_lab.testing import error_limit, interpreted, scaled_error, unit_roundoff
 
 ALL = os.environ.get("KPT_LAB_FLASHLIGHT_ALL", "") not in ("", "0")
 HERE = Path(__file__).parent
-LIMIT = 120  # seconds after which the ranks are ended, whatever they do
 
 needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo")
 
@@ -38,21 +36,8 @@ def ranks(request, tmp_path_factory):
     paths = os.pathsep.join([str(HERE.parents[1]), *filter(None, sys.path)])
     environment = {**os.environ, "PYTHONPATH": paths, "TRITON_INTERPRET": "0"}
     command = [sys.executable, str(HERE / "ring_worker.py")]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(count), str(folder / "store"), "60"],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(count)
-    ]  # fmt: skip
-    try:
-        answers = [process.communicate(timeout=LIMIT) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert not any(process.returncode for process in processes), "\n".join(error[-1500:] for _, error in answers)
-    found = [{line[0]: line[1] for line in map(json.loads, out.splitlines())} for out, _ in answers]
+    answers = ring_local.printed(count, command, [str(folder / "store"), "60"], environment)
+    found = [{line[0]: line[1] for line in map(json.loads, out.splitlines())} for out in answers]
     return count, found
 
 
