@@ -97,6 +97,11 @@ def near_miss(idiom: Idiom, device: str, dtype: torch.dtype) -> dict[str, Any]:
     """Whether it was refused, why, and whether it then gives the same bits."""
     fn, args = made(idiom, device, dtype)
     try:
+        with torch.no_grad():
+            fn(*args)
+    except NotImplementedError as error:
+        return {"not_on_device": str(error), "right": True}
+    try:
         flashlight.apply(*made(idiom, device, dtype))
     except Unsupported as refused:
         with torch.no_grad():
@@ -137,7 +142,9 @@ def summary(rows: list[dict[str, Any]]) -> Counter[str]:
     """How many idioms were right, refused, failed or wrong, and near misses refused for their reason."""
     found: Counter[str] = Counter()
     for row in rows:
-        if row["near_miss"]:
+        if "not_on_device" in row:
+            found["near miss that torch does not run in this dtype here"] += 1
+        elif row["near_miss"]:
             found["near miss " + ("refused" if row["right"] else "NOT REFUSED FOR ITS REASON")] += 1
         elif "failed" in row:
             found["idiom FAILED"] += 1
@@ -150,6 +157,20 @@ def summary(rows: list[dict[str, Any]]) -> Counter[str]:
     return found
 
 
+def merged(files: list[Path], into: Path | None) -> int:
+    """Write the rows of all files as one record, in the corpus's order; they must be of one machine and dtype."""
+    every = [json.loads(file.read_text()) for file in files]
+    heads = [{key: value for key, value in one.items() if key != "idioms"} for one in every]
+    if any(head != heads[0] for head in heads):
+        raise SystemExit("--merge got records of different machines, dtypes or limits; accepted are shares of one run")
+    places = {idiom.name: place for place, idiom in enumerate([*idioms, *near_misses])}
+    rows = sorted((row for one in every for row in one["idioms"]), key=lambda row: places[row["idiom"]])
+    if into:
+        atomically(into, lambda file: file.write(json.dumps(heads[0] | {"idioms": rows}, indent=1).encode()))
+    print(dict(summary(rows)))
+    return 0
+
+
 def main() -> int:
     """Run what is not in the file yet, a line each, and the counts at the end; 1 where anything is wrong or failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -160,11 +181,14 @@ def main() -> int:
     parser.add_argument("--backward", action="store_true", help="gradients of the inputs too")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no idiom after so many seconds")
     parser.add_argument("--record", type=Path, help="the JSON to write and to go on from")
+    parser.add_argument("--merge", nargs="+", type=Path, help="records of several shares, written to --record as one")
     parser.add_argument("--verbose", action="store_true", help="print tracebacks")
     options = parser.parse_args()
     every = {idiom.name: idiom for idiom in [*idioms, *near_misses]}
     if unknown := [name for name in options.only or [] if name not in every]:
         parser.error(f"--only names {unknown[0]!r}, which is not in the corpus")
+    if options.merge:
+        return merged(options.merge, options.record)
     rows = json.loads(options.record.read_text())["idioms"] if options.record and options.record.exists() else []
     done, start = {row["idiom"] for row in rows}, timer.now()
     part, parts = map(int, options.share.split("/"))

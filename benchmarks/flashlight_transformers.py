@@ -169,7 +169,11 @@ def workload(name: str, case: Case, mode: str, device: str) -> Workload:
 def run(name: str, mode: str, options: argparse.Namespace) -> Trials:
     """One cell, printed."""
     work = workload(name, CASES[name], mode, options.device)
-    chosen = [t for t in TECHNIQUES if not options.techniques or any(word in t.label for word in options.techniques)]
+    chosen = [
+        t
+        for t in (PARTS if options.alone else TECHNIQUES)
+        if not options.techniques or any(word in t.label for word in options.techniques)
+    ]
     trials = kpt.measure(
         work, chosen, device=options.device, dtype="bfloat16" if options.device == "cuda" else "float32",
         budget=options.budget, processes=options.processes, limit=options.limit,
@@ -191,7 +195,10 @@ def show(trials: Trials) -> None:
             if trial.status != "ok":
                 print(f"  {trial.label:50s} {trial.status}: {trial.advice[:200]}")
                 continue
-            ratio = f"{compare(best, trial, metric)!r} over {best.label}" if best and best is not trial else "best baseline"
+            ratio = "best baseline"
+            if best and best is not trial:
+                found = compare(best, trial, metric)  # of times: above 1 the trial is the faster one
+                ratio = f"{found.value:.3f}x [{found.low:.3f}, {found.high:.3f}] as fast as {best.label}"
             peak = trial.metrics.get("memory.peak")
             memory = f" {peak.value / 2**30:6.2f} GiB" if peak else ""
             print(f"  {trial.label:50s} {trial.metrics[metric].value * 1e3:9.3f} ms{memory}  {ratio}", flush=True)
@@ -204,6 +211,7 @@ def main() -> int:
     parser.add_argument("--part", nargs="*", choices=tuple(CASES), default=[], help="models; all unless given")
     parser.add_argument("--mode", nargs="*", choices=(*MODES, "step"), default=list(MODES))
     parser.add_argument("--techniques", nargs="*", default=[], help="only those whose label holds one of these words")
+    parser.add_argument("--alone", action="store_true", help="without those under torch.compile, which takes minutes a model")
     parser.add_argument("--budget", type=float, default=8.0, help="seconds of timing for each cell and process")
     parser.add_argument("--processes", type=int, default=0, help="fresh processes for each cell; 0 runs it in this one")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds after which a silent technique is ended")

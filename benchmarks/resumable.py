@@ -13,7 +13,7 @@ from pathlib import Path
 from kpt_lab import ratios, records, timer
 from kpt_lab.core import Trials
 from kpt_lab.environment import environment
-from kpt_lab.isolate import run_jobs
+from kpt_lab.isolate import Progress, run_jobs
 from kpt_lab.runner import Job
 
 START = timer.now()
@@ -56,7 +56,11 @@ def measured(jobs: Iterable[Job], file: Path, *, device: str, seconds: float, li
         head = f"[{elapsed():4.0f}] {done}/{len(todo)} {job.workload.name} {what} process {job.process}"
         print(f"{head}: {times} {failed or ''}", flush=True)
 
-    run_jobs(todo, limit=limit, done=keep, cancelled=ended)
+    def say(now: Progress) -> None:
+        if now.stage in ("preparing", "checking"):  # compiling and the oracle: what takes long
+            print(f"    {elapsed():5.1f} s  {now.label}: {now.stage}", flush=True)
+
+    run_jobs(todo, limit=limit, done=keep, progress=say, cancelled=ended)
     clock.cancel()
     print(f"{done} of {len(todo)} cells in {elapsed():.0f} s")
 

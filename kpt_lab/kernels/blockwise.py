@@ -145,9 +145,26 @@ def _flash_backward(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causa
     )
 
 
-def _cudnn_backward(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool, scale: float) -> Triple:
+def laid_out_like(out: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """`out` in the memory order in which cuDNN's own forward would have left it for such queries: itself, or a copy.
+
+    Torch keeps cuDNN's backward graphs by the sizes and strides of q, k and v alone; the strides of `out` are those of the first
+    call. An output of another kernel, laid out otherwise, would be read in the wrong order or beyond its end.
+    """
+    dims = sorted(range(4), key=q.stride().__getitem__, reverse=True)  # stable: as empty_like, from the outermost
+    strides, step = [0] * 4, 1
+    for dim in reversed(dims):
+        strides[dim], step = step, step * out.shape[dim]
+    if all(a == b or n == 1 for a, b, n in zip(out.stride(), strides, out.shape, strict=True)):
+        return out
+    return torch.empty_strided(out.shape, strides, dtype=out.dtype, device=out.device).copy_(out)
+
+
+def cudnn_backward(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool, scale: float) -> Triple:
+    """cuDNN's gradients, from the output and log-sum-exp of any kernel."""
     seed, offset, dimensions = _leftovers("cudnn", q.device, q.dtype)
-    lse = lse.unsqueeze(-1) if dimensions == 4 else lse
+    lse = (lse.unsqueeze(-1) if dimensions == 4 else lse).contiguous()
+    out = laid_out_like(out, q)
     return aten._scaled_dot_product_cudnn_attention_backward(
         dout, q, k, v, out, lse, seed, offset, None, None, None, q.shape[2], k.shape[2], 0.0, causal, scale=scale
     )
@@ -165,7 +182,7 @@ KERNELS = {
     kernel.name: kernel
     for kernel in (
         Kernel("fa3", _fa3_forward, None),
-        Kernel("cudnn", _cudnn_forward, _cudnn_backward),
+        Kernel("cudnn", _cudnn_forward, cudnn_backward),
         Kernel("flash", _flash_forward, _flash_backward),
         Kernel("cpu", _cpu_forward, _cpu_backward),
         Kernel("plain", plain_forward, plain_backward),

@@ -1,7 +1,7 @@
 """Plain and causal attention through the library's kernels: cuDNN, FlashAttention-2 and -3, the memory-efficient one.
 
 One function of (b, h, l, d) tensors with the kernel's name: torch's own scaled dot product attention inside a context that allows
-one backend alone. Torch then keeps its checks, its padding, its grouped heads and its autograd, and AOTAutograd traces the
+one backend, or prefers it. Torch then keeps its checks, its padding, its grouped heads and its autograd, and AOTAutograd traces the
 backend's operator itself, so that nothing is added to the kernel's time; an operator of our own around them would have to fix
 one memory layout for outputs that the backends lay out differently. FlashAttention-3 is not in torch: it has an operator here, with
 cuDNN's backward.
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kpt_lab.core import Unsupported
+from kpt_lab.kernels.blockwise import cudnn_backward
 
 BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -28,12 +30,16 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, kernel: str, causal: bool, scale: float, dropout: float = 0.0
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, kernel: str, causal: bool, scale: float, dropout: float = 0.0,
+    others: bool = False,
+) -> Tensor:  # fmt: skip
     """softmax(scale · query · keyᵀ) · value of (b, h, l, d) tensors by one kernel of KERNELS; key and value may have fewer heads.
 
-    causal: query i attends keys 0 to i. Raises RuntimeError where the kernel does not take the inputs.
+    causal: query i attends keys 0 to i. others: where torch refuses one of BACKENDS for these very inputs (cuDNN takes no single
+    query, say), another of them takes them; none holds the scores. Raises RuntimeError where the kernel does not take them.
     """
+    if kernel != "sdpa":  # all of them want adjacent elements of a row
+        query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
     if kernel == "fa3":
         return fa3(query, key, value, causal, scale)[0]
@@ -41,11 +47,19 @@ def attention(
         groups = query.shape[1] // key.shape[1]
         key, value = (x.unsqueeze(2).expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (key, value))
         grouped = False
-    context = sdpa_kernel(BACKENDS[kernel]) if kernel in BACKENDS else nullcontext()
-    with context:
+    with _allowing(kernel, others):
         return F.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
         )
+
+
+def _allowing(kernel: str, others: bool) -> AbstractContextManager[Any]:
+    """A context in which torch takes `kernel` alone, or another one of BACKENDS where it refuses that."""
+    if kernel not in BACKENDS:
+        return nullcontext()
+    if not others:
+        return sdpa_kernel(BACKENDS[kernel])
+    return sdpa_kernel([BACKENDS[kernel], *(b for name, b in BACKENDS.items() if name != kernel)], set_priority=True)
 
 
 def refused(kernel: str, *, dtype: torch.dtype, width: int, value_width: int, dropout: float, device: torch.device) -> str:
@@ -107,12 +121,8 @@ def fa3_backward(
     upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, sums: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by cuDNN's backward, which reads the same row sums (natural logarithm of the sum of exponentials)."""
-    none = torch.zeros((), dtype=torch.int64, device=query.device)
-    found = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
-        upstream, query, key, value, out, sums.unsqueeze(-1), none, none, None, None, None, query.shape[2], key.shape[2], 0.0,
-        causal, scale=scale,
-    )  # fmt: skip
-    return tuple(gradient.contiguous() for gradient in found)
+    found = cudnn_backward(upstream, query, key, value, out, sums, causal, scale)
+    return tuple(gradient.contiguous() for gradient in found)  # type: ignore[return-value]
 
 
 @fa3_backward.register_fake

@@ -153,7 +153,10 @@ def _raced(shape: Shape, device: torch.device) -> dict[str, float]:
             return {}
         except RuntimeError:  # refused by the library
             continue
-        if all(float((x.float() - y).norm()) <= WRONG * float(y.norm()) for x, y in zip(found, wanted, strict=True)):
+        if all(
+            float((x.detach().float() - y.detach()).norm()) <= WRONG * float(y.detach().norm())
+            for x, y in zip(found, wanted, strict=True)
+        ):
             right[kernel] = functools.partial(step, kernel)
     if len(right) > 1:  # it is one of the others
         right.pop("sdpa", None)

@@ -126,7 +126,8 @@ class _Site(Layout):
             choice = self.choice(part, form)
             self.measured.update(choice.seconds)
             out = self.call(
-                attend.attention, query, key, value, choice.kernel, form == "causal", float(part.scale), self.attention.dropout  # type: ignore[arg-type]
+                attend.attention, query, key, value, choice.kernel, form == "causal", float(part.scale), self.attention.dropout,  # type: ignore[arg-type]
+                forced == "auto",
             )  # fmt: skip
             return out, choice.kernel, f"{reason}; {choice.reason}"
         if forced not in ("auto", "flex"):
@@ -229,7 +230,6 @@ class _Site(Layout):
         filled = self.options.empty_rows == "eager" and not proofs.rows_have_keys(part.mask, *self.lengths(part))
         score, mask = functions.score_function(part.score), functions.mask_function(part.mask)
         mask_module = self.module("mask", mask.module)
-        safe = not filled and proofs.rows_have_keys(part.mask, *self.lengths(part))
         counted = filled and self.device.type == "cpu"  # no row sums there: a column of ones beside the values tells
         if counted:
             ones = self.call(aten.new_ones.default, value, [self.size(part.query, 0), self.size(self.attention.value, 1),
@@ -238,7 +238,7 @@ class _Site(Layout):
         query, key, values, width = self.widened(part, query, key, widened if counted else value, counted)
         both = self.call(
             torch.ops.higher_order.flex_attention, query, key, values, self.module("score", score.module),
-            self.blocks(part, mask_module), float(part.scale), self.flex_options(part, lse=filled, safe=safe),  # type: ignore[arg-type]
+            self.blocks(part, mask_module), float(part.scale), self.flex_options(part, lse=filled),  # type: ignore[arg-type]
             score.buffers, mask.buffers,
         )  # fmt: skip
         out = self.call(operator.getitem, both, 0)
@@ -339,12 +339,16 @@ class _Site(Layout):
 
         return len(one) == len(other) and all(key(a) == key(b) for a, b in zip(one, other, strict=True))
 
-    def flex_options(self, part: Part, *, lse: bool, safe: bool) -> dict[str, Any]:
-        """What torch's own front end puts into kernel_options, with ours over it."""
+    def flex_options(self, part: Part, *, lse: bool) -> dict[str, Any]:
+        """What torch's own front end puts into kernel_options, with ours over it.
+
+        ROWS_GUARANTEED_SAFE stays off even where every row is proved to have a key: the template's first block of keys may have none
+        for a row, as in a window, and without its check the row is NaN from there on.
+        """
         value = self.output
         extra = {"return_aux": flex.AuxRequest(lse=lse)} if lse and self.device.type == "cuda" else {}
         with torch.set_grad_enabled(self.training):
-            made = flex._apply_kernel_options(value, value, value, False, {"ROWS_GUARANTEED_SAFE": safe}, **extra)
+            made = flex._apply_kernel_options(value, value, value, False, None, **extra)
         kind = f"flex{'' if isinstance(part.score, Score) else ' score'}{' mask' if part.mask is not None else ''}"
         shape = self.shape(part, kind)
         # below a block of queries Flex takes its decoding template, which has block sizes of its own

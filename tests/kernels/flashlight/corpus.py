@@ -25,23 +25,23 @@ def some(items: Iterable[Any], often: int) -> list[Any]:
 
 
 class Draw:
-    """Seeded random tensors of one dtype: `draw(2, 3)` is normal, the rest are named."""
+    """Seeded random tensors of one dtype on the default device, drawn on the CPU: `draw(2, 3)` is normal, the rest are named."""
 
     def __init__(self, seed: int, dtype: torch.dtype) -> None:
         self.generator, self.dtype = torch.Generator().manual_seed(seed), dtype
 
     def __call__(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=self.generator).to(self.dtype)
+        return torch.randn(shape, generator=self.generator, device="cpu").to(torch.get_default_device(), self.dtype)
 
     def boolean(self, *shape: int, likely: float = 0.6) -> torch.Tensor:
         """True with that probability, and always in the first place of the last dimension: no row is empty."""
-        chosen = torch.rand(shape, generator=self.generator) < likely
+        chosen = (torch.rand(shape, generator=self.generator, device="cpu") < likely).to(torch.get_default_device())
         chosen[..., 0] = True
         return chosen
 
     def integers(self, below: int, *shape: int) -> torch.Tensor:
         """Uniform in [0, below)."""
-        return torch.randint(below, shape, generator=self.generator)
+        return torch.randint(below, shape, generator=self.generator, device="cpu").to(torch.get_default_device())
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def _made(fn: Any, arguments: Callable[[Draw], tuple], seed: int, dtype: torch.d
     if isinstance(fn, type):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fn = fn().to(dtype).eval()
+            with torch.device("cpu"):  # the same numbers everywhere
+                fn = fn()
+            fn = fn.to(torch.get_default_device(), dtype).eval()
     return fn, arguments(Draw(seed, dtype))
 
 
