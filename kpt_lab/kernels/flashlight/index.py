@@ -32,6 +32,7 @@ from kpt_lab.kernels.flashlight.nodes import (
 )
 from kpt_lab.kernels.flashlight.operations import OPERATIONS
 from kpt_lab.kernels.flashlight.polynomials import quotient
+from kpt_lab.kernels.flashlight.scans import SCANS
 from kpt_lab.kernels.flashlight.views import VIEWS, split_source
 
 HOIST = 14  # an expression that does not depend on the key, has loads, and is larger than this stays a tensor of the graph
@@ -138,7 +139,7 @@ class Reader:
             and not Arguments(node).keepdim
         ):
             return Product(node, index)
-        rule = OPERATIONS.get(name)
+        rule = OPERATIONS.get(name) or SCANS.get(name)
         found = rule(self, node, Arguments(node), index) if rule else None
         return Load(node, index) if found is None else found
 
