@@ -76,7 +76,10 @@ class Derivation:
     def _over_keys(self, found: list[Expression], keys: tuple[Variable, ...]) -> None:
         for load in found:
             assert isinstance(load, Load)
-            place = load.index[self.matcher.anchors[load.tensor].dim]
+            anchor = self.matcher.anchors[load.tensor]
+            place = load.index[anchor.dim]
+            if self.reader.shape(anchor.node)[anchor.dim] == ONE:
+                raise Refused("there is one key, whose weight is 1 whatever its score: apply it to inputs with more of them")
             if not isinstance(place, Variable) or place not in keys:
                 raise Refused(self._mixing(place) or "the softmax is not over the keys that meet the values")
 

@@ -178,3 +178,14 @@ def test_a_race_on_this_device_gives_seconds(tmp_path, monkeypatch):
         assert len(choice.seconds) > 1
         assert choice.kernel == min(choice.seconds, key=choice.seconds.get)
         assert all(0 < took < 0.1 for took in choice.seconds.values())
+
+
+@pytest.mark.gpu
+def test_another_kernel_takes_what_the_chosen_one_refuses_only_where_that_is_asked():
+    query = torch.randn(2, 4, 1, 64, device="cuda", dtype=torch.bfloat16)
+    key = torch.randn(2, 4, 37, 64, 2, device="cuda", dtype=torch.bfloat16)[..., 0]
+    with pytest.raises(RuntimeError, match="No available kernel"):
+        attend.attention(query, key, key, "cudnn", False, 0.125)
+    found = attend.attention(query, key, key, "cudnn", False, 0.125, others=True)
+    wanted = (query.double() @ key.double().mT * 0.125).softmax(-1) @ key.double()
+    assert close(found, wanted, 0.01)

@@ -280,3 +280,9 @@ def test_the_oracle_agrees_with_another():
     torch.testing.assert_close(
         found.output.double(), oracle(*by_name["causal_tril"].make(0, torch.float32)), rtol=1e-5, atol=1e-6
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("queries", [1, 9])
+def test_one_key_has_nothing_to_fuse(queries):
+    assert "there is one key" in reasons(lambda q, k, v: (q @ k.mT).softmax(-1) @ v, *qkv(queries, 1))
