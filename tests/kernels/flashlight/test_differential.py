@@ -10,13 +10,14 @@ from kpt_lab.core import Unsupported
 from kpt_lab.kernels.flashlight import differential, explain, flashlight, lower
 
 
-def made(dtype):
-    return by_name["ExponentTemperature"].make(0, dtype)
+def made(dtype, name="ExponentTemperature"):
+    return by_name[name].make(0, dtype)
 
 
 @torch.no_grad()
-def test_a_loud_temperature_in_bfloat16_is_not_taken_for_another_meaning():
-    fn, args = made(torch.bfloat16)
+@pytest.mark.parametrize("name", ["ExponentTemperature", "cosine_after_product"])
+def test_roundings_of_bfloat16_are_not_taken_for_another_meaning(name):
+    fn, args = made(torch.bfloat16, name)
     assert "1 of 1 softmaxes fused" in str(explain(flashlight.apply(fn, args)))
 
 
