@@ -21,7 +21,7 @@ from torch import fx
 from torch.nn.attention import flex_attention as flex
 
 from kpt_lab.core import Unsupported, dtype_name
-from kpt_lab.kernels.flashlight import algebra, attend, blocked, blocks, choose, functions, proofs
+from kpt_lab.kernels.flashlight import algebra, attend, blocked, blocks, choose, empty_rows, functions, proofs
 from kpt_lab.kernels.flashlight.expression import (
     Apply,
     Attention,
@@ -230,7 +230,7 @@ class _Site(Layout):
         filled = self.options.empty_rows == "eager" and not proofs.rows_have_keys(part.mask, *self.lengths(part))
         score, mask = functions.score_function(part.score), functions.mask_function(part.mask)
         mask_module = self.module("mask", mask.module)
-        counted = filled and self.device.type == "cpu"  # no row sums there: a column of ones beside the values tells
+        counted = filled and not self.has_sums  # a column of ones beside the values tells instead
         if counted:
             ones = self.call(aten.new_ones.default, value, [self.size(part.query, 0), self.size(self.attention.value, 1),
                              self.size(self.attention.value, 2), 1])  # fmt: skip
@@ -241,17 +241,25 @@ class _Site(Layout):
             self.blocks(part, mask_module), float(part.scale), self.flex_options(part, lse=filled),  # type: ignore[arg-type]
             score.buffers, mask.buffers,
         )  # fmt: skip
-        out = self.call(operator.getitem, both, 0)
-        if filled:
-            if counted:
-                empty = self.call(aten.eq.Scalar, self.call(aten.slice.Tensor, out, -1, width, width + 1), 0)
-            else:
-                empty = self.call(
-                    aten.unsqueeze.default, self.call(aten.eq.Scalar, self.call(operator.getitem, both, 1), -math.inf), -1
-                )
+        whole = out = self.call(operator.getitem, both, 0)
         if values is not value:
-            out = self.call(aten.slice.Tensor, out, -1, 0, width)
-        return self.call(aten.where.self, empty, self.empty_row(part, value), out) if filled else out
+            out = self.call(aten.slice.Tensor, whole, -1, 0, width)
+        if not filled:
+            return out
+        if counted:
+            empty = self.call(aten.eq.Scalar, self.call(aten.slice.Tensor, whole, -1, width, width + 1), 0)
+        else:
+            sums = self.call(operator.getitem, both, 1)
+            if not self.training:  # in place, which autograd could not follow
+                self.call(empty_rows.fill_empty_rows._opoverload, out, sums, value, part.groups, part.fill == "infinite")
+                return out
+            empty = self.call(aten.unsqueeze.default, self.call(aten.eq.Scalar, sums, -math.inf), -1)
+        return self.call(aten.where.self, empty, self.empty_row(part, value), out)
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether Flex gives the row sums: its CPU template does not."""
+        return self.device.type == "cuda"
 
     def integer_or_tensor(self, node: fx.Node) -> fx.Node:
         """The node itself, but a symbolic float (the root of a symbolic width) as a tensor: the operator takes whole numbers."""
@@ -346,7 +354,7 @@ class _Site(Layout):
         for a row, as in a window, and without its check the row is NaN from there on.
         """
         value = self.output
-        extra = {"return_aux": flex.AuxRequest(lse=lse)} if lse and self.device.type == "cuda" else {}
+        extra = {"return_aux": flex.AuxRequest(lse=lse)} if lse and self.has_sums else {}
         with torch.set_grad_enabled(self.training):
             made = flex._apply_kernel_options(value, value, value, False, None, **extra)
         kind = f"flex{'' if isinstance(part.score, Score) else ' score'}{' mask' if part.mask is not None else ''}"
