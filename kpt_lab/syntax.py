@@ -192,17 +192,45 @@ def facts_of(node: ast.AST) -> Facts:
     """Facts of a statement, lambda or module."""
     text = ast.unparse(ast.fix_missing_locations(node))
     names: set[str] = set()
-    _free(symtable.symtable(text, "<piece>", "exec"), names)
+    _free(symtable.symtable(text, "<piece>", "exec"), names, _of_comprehensions(node))
     chains = {chain for inner in ast.walk(node) if isinstance(inner, ast.Attribute) and (chain := _chain(inner))}
     imports = tuple(inner for inner in ast.walk(node) if isinstance(inner, ast.Import | ast.ImportFrom))
     return Facts(_dump(node), frozenset(names), frozenset(chains), imports)
 
 
-def _free(table: symtable.SymbolTable, names: set[str]) -> None:
+def _free(table: symtable.SymbolTable, names: set[str], inlined: set[str]) -> None:
     top = table.get_type() == "module"
-    names |= {s.get_name() for s in table.get_symbols() if s.is_referenced() and (top or s.is_global())}
+    found = {s.get_name() for s in table.get_symbols() if s.is_referenced() and (top or s.is_global())}
+    names |= found - inlined if top else found
     for child in table.get_children():
-        _free(child, names)
+        _free(child, names, inlined)
+
+
+def _of_comprehensions(tree: ast.AST) -> set[str]:
+    """Names that a piece's top level has only as variables of comprehensions: from Python 3.12 on they count as its own there."""
+    bound: set[str] = set()
+    used: set[str] = set()
+
+    def visit(node: ast.AST, local: frozenset[str]) -> None:
+        inner = list(ast.iter_child_nodes(node))
+        if isinstance(node, (*_DEFINITIONS, ast.Lambda)):  # scopes of their own: what stands in their heads belongs to this one
+            body = [node.body] if isinstance(node, ast.Lambda) else node.body
+            inner = [part for part in inner if part not in body]
+        elif isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+            first = node.generators[0].iter
+            visit(first, local)
+            targets = [name for part in node.generators for name in ast.walk(part.target) if isinstance(name, ast.Name)]
+            bound.update(name.id for name in targets)
+            local |= {name.id for name in targets}
+            parts = [part for one in node.generators for part in (one.target, one.iter, *one.ifs) if part is not first]
+            inner = [part for part in inner if not isinstance(part, ast.comprehension)] + parts
+        elif isinstance(node, ast.Name) and node.id not in local:
+            used.add(node.id)
+        for part in inner:
+            visit(part, local)
+
+    visit(tree, frozenset())
+    return bound - used
 
 
 def _chain(node: ast.Attribute) -> tuple[str, ...]:

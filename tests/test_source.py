@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kpt_lab import baselines
+from kpt_lab import baselines, syntax
 from kpt_lab.core import Problem, Technique, Workload
 from kpt_lab.models import workload
 from kpt_lab.pickled import pickled
@@ -470,3 +470,22 @@ def test_a_workload_of_a_users_model_is_found_in_its_file(tmp_path, monkeypatch)
     copied = pickle.loads(pickle.dumps(module.model))
     assert locate(copied) == locate(module.model(mode="step")) == "fakefile:model"
     assert source_hash(copied) == source_hash(module.model)
+
+
+@pytest.mark.parametrize(
+    ("text", "of_comprehensions"),
+    [
+        ("NAMES = {function: name for name, function in TABLE.items()}", {"name", "function"}),
+        ("a, b = (x(name) for name in (first, second))", {"name"}),
+        ("rows = [[cell for cell in row if cell] for row in rows_of(cell)]", {"row"}),
+        ("rows = [n for n in n]", set()),
+        ("def f(x=[i for i in range(3)]):\n    return [j for j in i]", {"i"}),
+        ("table = [lambda k=k: [m for m in k] for k in keys]", {"k"}),
+        ("@given([s for s in names])\nclass C(*[b for b in bases]):\n    rows = [t for t in s]", {"s", "b"}),
+    ],
+)
+def test_variables_of_comprehensions_are_no_names_of_the_module(text, of_comprehensions):
+    tree = ast.parse(text)
+    assert syntax._of_comprehensions(tree) == of_comprehensions
+    elsewhere = {"i", "s"} if text.startswith(("def", "@")) else set()  # read in a scope of its own as well
+    assert facts_of(tree).names & of_comprehensions == elsewhere & of_comprehensions
