@@ -222,7 +222,9 @@ def _of_comprehensions(tree: ast.AST) -> set[str]:
             targets = [name for part in node.generators for name in ast.walk(part.target) if isinstance(name, ast.Name)]
             bound.update(name.id for name in targets)
             local |= {name.id for name in targets}
-            parts = [part for one in node.generators for part in (one.target, one.iter, *one.ifs) if part is not first]
+            parts: list[ast.AST] = [
+                part for one in node.generators for part in (one.target, one.iter, *one.ifs) if part is not first
+            ]
             inner = [part for part in inner if not isinstance(part, ast.comprehension)] + parts
         elif isinstance(node, ast.Name) and node.id not in local:
             used.add(node.id)

@@ -337,8 +337,9 @@ def _apply_flex(
     variant = variant_of("flex", fn)
     if args[0].device.type != "cuda":
         raise Unsupported(f"flex is compared on a CUDA device; the inputs are on {args[0].device}")
-    from torch.nn.attention.flex_attention import flex_attention
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+    block_mask_of = _block_mask_builder() if rebuilt else create_block_mask  # made once, it need not be compiled
     call = _compiled(flex_attention, **({"mode": "max-autotune-no-cudagraphs"} if autotuned else {}))
     kept: dict[tuple[int, ...], Any] = {}
     held = tuple(fn.keywords.values()) if isinstance(fn, functools.partial) else ()
@@ -352,7 +353,7 @@ def _apply_flex(
             score, mask = _flex_functions(variant, extra)
             batch = query.shape[0] if variant in ("document", "padding") else None
             lengths = query.shape[1], key.shape[1]
-            made = mask and _block_mask_builder()(mask, batch, None, *lengths, device=query.device)
+            made = mask and block_mask_of(mask, batch, None, *lengths, device=query.device)
             kept[at] = score, made, extra
         score, block_mask, _ = kept[at]
         out = call(
