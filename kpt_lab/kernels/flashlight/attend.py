@@ -120,14 +120,22 @@ def _(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> 
 def fa3_backward(
     upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, sums: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by cuDNN's backward, which reads the same row sums (natural logarithm of the sum of exponentials)."""
+    """Gradients by cuDNN's backward, which reads the same row sums (natural logarithm of the sum of exponentials).
+
+    Each is laid out as torch.empty_like lays out what it belongs to: as cuDNN leaves it, so that nothing is copied.
+    """
     found = cudnn_backward(upstream, query, key, value, out, sums, causal, scale)
-    return tuple(gradient.contiguous() for gradient in found)  # type: ignore[return-value]
+    return tuple(map(_laid_out, found, (query, key, value)))  # type: ignore[return-value]
+
+
+def _laid_out(gradient: Tensor, like: Tensor) -> Tensor:
+    wanted = torch.empty_like(like, device="meta").stride()
+    return gradient if gradient.stride() == wanted else torch.empty_like(like).copy_(gradient)
 
 
 @fa3_backward.register_fake
 def _(upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.shape) for x in (query, key, value))  # type: ignore[return-value]
+    return tuple(map(torch.empty_like, (query, key, value)))  # type: ignore[return-value]
 
 
 def _save(ctx, inputs, output) -> None:

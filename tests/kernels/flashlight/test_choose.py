@@ -126,6 +126,19 @@ def test_attention_on_a_cpu_is_torch_s_own():
     torch.testing.assert_close(out.double(), scores.softmax(-1) @ v, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3)])
+def test_gradients_of_fa3_lie_as_what_they_belong_to(order, monkeypatch):
+    made = lambda heads: torch.randn(2, heads, 7, 16).permute(order).contiguous().permute(order)  # noqa: E731
+    given = made(4), made(4), made(2), made(2)  # upstream, query, key, value
+    for found in (given[1:], [x.contiguous() for x in given[1:]], [x[..., :1].expand_as(x) for x in given[1:]]):
+        monkeypatch.setattr(attend, "cudnn_backward", lambda *_, found=found: [x.clone() for x in found])
+        outputs = torch.ops.kpt_lab.fa3_backward(*given, given[0], torch.zeros(2, 4, 7), True, 1.0)
+        shapes = torch.ops.kpt_lab.fa3_backward(*(x.to("meta") for x in (*given, given[0], torch.zeros(2, 4, 7))), True, 1.0)
+        for output, shape, wanted in zip(outputs, shapes, found, strict=True):
+            assert torch.equal(output, wanted)
+            assert output.stride() == shape.stride()
+
+
 def test_fa3_s_shapes_are_known_without_a_device():
     query, key = torch.empty(2, 8, 64, 128, device="meta"), torch.empty(2, 2, 64, 128, device="meta")
     out, sums = torch.ops.kpt_lab.fa3(query, key, key, True, 1.0)
