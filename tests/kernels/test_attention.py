@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kpt_lab.core import Recording, Technique, Unsupported
-from kpt_lab.kernels import attention
+from kpt_lab.kernels import attention, attention_variants
 from kpt_lab.kernels.attention import VARIANTS, backward, flashlight, forward
 
 SIZES = {"batch": 2, "heads": 4, "groups": 2, "length": 40, "width": 8}
@@ -95,7 +95,7 @@ def test_library_kernels_say_what_they_do_not_take():
     with pytest.raises(Unsupported, match="has plain and causal attention only, not window"):
         attention.sdpa_flash.apply(problem.fn, problem.inputs[0])
     with pytest.raises(Unsupported, match="flash can't run here: flash is a CUDA kernel"):
-        attention.sdpa_flash.apply(attention.causal, problem.inputs[0])
+        attention.sdpa_flash.apply(attention_variants.causal, problem.inputs[0])
     with pytest.raises(Unsupported, match=r"replaces the specifications of .* only; it was given 'relu'"):
         attention.flex.apply(torch.nn.functional.relu, problem.inputs[0])
     with pytest.raises(Unsupported, match="is compared on a CUDA device"):

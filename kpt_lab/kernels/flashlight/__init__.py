@@ -5,7 +5,7 @@
 and `explain(candidate)` says for each softmax what was done, or why nothing was.
 
     >>> import torch
-    >>> from kpt_lab.kernels.attention import causal
+    >>> from kpt_lab.kernels.attention_variants import causal
     >>> from kpt_lab.kernels.flashlight import flashlight
     >>> inputs = tuple(torch.randn(3, 1, 8, 2, 16))
     >>> flashlight.apply(causal, inputs)(*inputs).shape
