@@ -100,7 +100,7 @@ def near_miss(idiom: Idiom, device: str, dtype: torch.dtype) -> dict[str, Any]:
         with torch.no_grad():
             fn(*args)
     except NotImplementedError as error:
-        return {"not_on_device": str(error), "right": True}
+        return {"not_on_device": str(error)}
     try:
         flashlight.apply(*made(idiom, device, dtype))
     except Unsupported as refused:

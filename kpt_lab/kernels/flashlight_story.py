@@ -325,6 +325,7 @@ def corpus(folder: str | Path) -> str:
     """Markdown: of each recorded run of the corpus, how many idioms are fused and right; or the command that records one."""
     rows = []
     for where, told in _recorded(folder):
+        told = [one for one in told if "not_on_device" not in one]  # what torch itself does not run in that dtype
         idioms, misses = ([one for one in told if one["near_miss"] is wanted] for wanted in (False, True))
         fused = [one for one in idioms if "error" in one]
         right, left = (sum(bool(one["right"]) for one in each) for each in (fused, misses))

@@ -84,6 +84,7 @@ def test_the_corpus_says_how_to_record_it_or_what_was_recorded(tmp_path):
         {"idiom": "a", "near_miss": False, "error": 2e-7, "plain": 1e-7, "right": True},
         {"idiom": "b", "near_miss": False, "refused": "why", "right": False},
         {"idiom": "c", "near_miss": True, "refused": "why", "right": True},
+        {"idiom": "d", "near_miss": True, "not_on_device": "why", "right": True},
     ]
     told = {"environment": {"device_name": "D", "torch": "2"}, "dtype": "float32", "idioms": rows}
     (tmp_path / "flashlight_corpus.d.json").write_text(json.dumps(told))
