@@ -194,6 +194,15 @@ def test_an_uncompiled_flex_call_never_stays_in_a_graph_that_runs_eagerly():
     assert not [n for n in call.call.graph.nodes if n.target is torch.ops.higher_order.flex_attention]
 
 
+@pytest.mark.parametrize("mask", [window(5), CAUSAL, prefix(3), None])
+def test_flex_always_looks_for_rows_whose_first_block_of_keys_is_masked(mask):
+    site = Site(*qkv(1, 2, 19, 16), parts=lambda: [{"mask": mask}])
+    lower.replace(site.gm, site.attention, options=lower.Options(kernel="flex"))
+    (node,) = (n for n in site.gm.graph.nodes if n.target is torch.ops.higher_order.flex_attention)
+    (options,) = (x for x in node.args if isinstance(x, dict))
+    assert options["ROWS_GUARANTEED_SAFE"] is False
+
+
 def test_options_are_checked():
     with pytest.raises(ValueError, match="empty_rows is 'mean'; accepted are 'eager' and 'zero'"):
         lower.Options(empty_rows="mean")
