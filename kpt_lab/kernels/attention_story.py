@@ -20,7 +20,7 @@ from kpt_lab.measure import quote
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-HOW = "`kpt-lab record kernels.attention --out notebooks/phase1/results`"
+HOW = "`kpt-lab record kernels.attention --out notebooks/phase1/results/attention`"
 CAPACITY = Metric(80e9, "B", "quoted", source="NVIDIA H100 Tensor Core GPU data sheet, H100 SXM: 80 GB HBM3")
 WORKLOADS = {w.name: w for w in (attention.forward, attention.backward)}
 

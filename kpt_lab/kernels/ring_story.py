@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 HOW = (
-    "`torchrun --standalone --nproc-per-node 2 benchmarks/ring_attention.py --record notebooks/phase1/results/ring.h100-sxm.jsonl` "
+    "`torchrun --standalone --nproc-per-node 2 benchmarks/ring_attention.py --record notebooks/phase1/results/attention/ring.h100-sxm.jsonl` "
     "on two GPUs of one host"
 )
 NVLINK = Metric(

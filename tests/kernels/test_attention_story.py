@@ -104,6 +104,6 @@ def test_the_stored_pages_say_what_the_counts_say() -> None:
     assert f"transfers hide from {hidden:.0f} tokens a rank on" in told("07_ring_attention", "answer")
     assert "below 1e-12" in told("07_ring_attention", "right")
     assert told("04_attention_ladder", "right") == "right in 8 shapes\n"
-    if not attention_story.recorded(ROOT / "notebooks/phase1/results"):
+    if not attention_story.recorded(ROOT / "notebooks/phase1/results/attention"):
         assert "Not recorded on a GPU yet" in told("04_attention_ladder", "answer")
         assert attention_story.rate_table(attention_story.quoted()) == told("04_attention_ladder", "recorded-table")
