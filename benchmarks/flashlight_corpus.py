@@ -99,7 +99,7 @@ def near_miss(idiom: Idiom, device: str, dtype: torch.dtype) -> dict[str, Any]:
     try:
         with torch.no_grad():
             fn(*args)
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # the plain function itself: torch has no such operation in this dtype here
         return {"not_on_device": str(error)}
     try:
         flashlight.apply(*made(idiom, device, dtype))

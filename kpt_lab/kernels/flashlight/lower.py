@@ -93,7 +93,9 @@ class _Site(FlexCall):
                 attend.attention, query, key, value, choice.kernel, form == "causal", float(part.scale), self.attention.dropout,  # type: ignore[arg-type]
                 forced == "auto",
             )  # fmt: skip
-            return out, choice.kernel, f"{reason}; {choice.reason}"
+            instead = forced == "auto" and choice.kernel in attend.BACKENDS
+            told = f"{reason}; {choice.reason}" + ("; where torch refuses it, another fused one" if instead else "")
+            return out, choice.kernel, told
         if forced not in ("auto", "flex"):
             raise Unsupported(f"kernel is {forced!r}, which has no mask or score function, and {reason}")
         if self.attention.dropout:
