@@ -15,9 +15,10 @@ from kpt_lab import timer
 # Trials are recorded again, and not before, for a move alone would make them stale.
 
 FLUSH = 256 * 2**20  # bytes written before each timed replay: several times a last-level cache
-FIRST, SECOND = 3, 12  # replays of every candidate, and then of those that are still near
+FIRST, SECOND = 5, 12  # replays of every candidate, and then of those that are still near
+WARM_NS = 50_000_000  # of replays before any counts: a device that was idle clocks up in that time
 NEAR = 1.15  # times the fastest after the first rounds
-_LAUNCH_NS = 60_000  # of a replay on the host
+_LAUNCH_NS = 200_000  # of a replay on a slow host; the device waits for as long before it is timed
 
 
 def captured(step: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Any]:
@@ -40,7 +41,8 @@ def captured(step: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDA
 def race(steps: Mapping[Any, Callable[[], Any]], *, first: int = FIRST, second: int = SECOND) -> dict[Any, float]:
     """Median device time in seconds of each step that can be captured, each replay with a flushed cache, in random order.
 
-    Steps slower than NEAR times the fastest after `first` rounds keep those rounds' median; the others go on for `second`.
+    Steps whose fastest of `first` replays took more than NEAR times the fastest of all keep those rounds' median; the others go on
+    for `second`. The fastest decides, since a busy host only ever adds time.
     """
     graphs: dict[Any, torch.cuda.CUDAGraph] = {}
     pool = torch.cuda.graph_pool_handle()  # one for all: each with its own output would fill the device
@@ -63,10 +65,13 @@ def race(steps: Mapping[Any, Callable[[], Any]], *, first: int = FIRST, second: 
                 flush.add_(1)
                 times[name].append(timer.device_on_cuda(graphs[name].replay, (), _LAUNCH_NS)[0])
 
-    rounds(list(graphs), 1)
+    start = timer.now()
+    rounds(list(graphs), 1)  # the first replay uploads the graph
+    while timer.now() - start < WARM_NS:
+        rounds(list(graphs), 1)
     for taken in times.values():
-        taken.clear()  # the first replay uploads the graph
+        taken.clear()
     rounds(list(graphs), first)
-    best = min(median(taken) for taken in times.values())
-    rounds([name for name, taken in times.items() if median(taken) <= NEAR * best], second)
+    best = min(min(taken) for taken in times.values())
+    rounds([name for name, taken in times.items() if min(taken) <= NEAR * best], second)
     return {name: median(taken) / 1e9 for name, taken in times.items()}

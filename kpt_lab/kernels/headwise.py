@@ -1,4 +1,4 @@
-"""Attention in float64 for checking: one batch row and one key head at a time, since all scores at once fill a GPU.
+"""Attention in float64 for checking: one batch row and one head at a time, since all scores at once fill a GPU.
 
 At 16,384 tokens and 16 heads the scores alone take 34 GB in float64, and autograd keeps three such tensors.
 """
@@ -16,12 +16,17 @@ BY_HEAD, BY_ROW = ("alibi",), ("document", "padding")  # variants whose captured
 Step = Callable[..., Any]
 
 
-def pieces(variant: str, query: Tensor, key: Tensor, value: Tensor, *extra: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Query (1, l, groups, d), key and value (1, l, 1, d) with what the variant captures, row by row and head by head."""
+def pieces(
+    variant: str, query: Tensor, key: Tensor, value: Tensor, *extra: Tensor, together: int = 1
+) -> Iterator[tuple[Tensor, ...]]:
+    """Query (1, l, together, d), key and value (1, l, 1, d) with what the variant captures, row by row and head by head.
+
+    together: queries' heads in a piece; those that share a key where gradients of it are wanted.
+    """
     groups = query.shape[2] // key.shape[2]
     for row in range(query.shape[0]):
-        for head in range(key.shape[2]):
-            heads = slice(head * groups, (head + 1) * groups)
+        for first in range(0, query.shape[2], together):
+            heads, head = slice(first, first + together), first // groups
             cut = (x[heads] if variant in BY_HEAD else x[row : row + 1] if variant in BY_ROW else x for x in extra)
             at = slice(row, row + 1), slice(None)
             yield query[(*at, heads)], *(x[(*at, slice(head, head + 1))] for x in (key, value)), *cut
@@ -64,8 +69,10 @@ def forward_and_backward(candidate: Step, upstream: Tensor, variant: str = "plai
         if query.dtype is not torch.float64:
             return once(candidate, upstream, query, key, value, *extra)
         fn, held = _opened(candidate, extra)
-        grads = (grad for grad, *_ in pieces("plain", upstream, key, key))
-        found = [once(fn, grad, *piece) for grad, piece in zip(grads, pieces(variant, query, key, value, *held), strict=True)]
+        groups = query.shape[2] // key.shape[2]
+        grads = (grad for grad, *_ in pieces("plain", upstream, key, key, together=groups))
+        cut = pieces(variant, query, key, value, *held, together=groups)
+        found = [once(fn, grad, *piece) for grad, piece in zip(grads, cut, strict=True)]
         return tuple(joined(list(each), query.shape[0]) for each in zip(*found, strict=True))
 
     return step

@@ -126,8 +126,9 @@ class Assembly:
             if strange:
                 raise Refused("the query depends on the key, so the scores are not a product of a query and a key")
         compared = frozenset(d for part in self.scored for d in self._compared(part.between))
-        assigned = roles.assign(order, keyed, self.keys, compared)
-        if not assigned.q and not any(extent == ONE for extent in self.reader.shape(self.scored[0].term.load.tensor)):
+        shape = self.reader.shape(self.scored[0].term.load.tensor)
+        assigned = roles.assign(order, keyed, self.keys, compared, len(shape) > 3 and shape[0] == ONE)
+        if not assigned.q and not any(extent == ONE for extent in shape):
             raise Refused("there is no product with values that queries share: each query has values of its own")
         return assigned
 

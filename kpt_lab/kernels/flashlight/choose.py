@@ -21,9 +21,13 @@ from kpt_lab.race import race
 from kpt_lab.remembered import Store
 
 STORE = Store("attention.json", "kernels are raced again")
-ENOUGH = 2**15  # rows (batch times heads times length) of the raced inputs at least, so that the device is full
+FULL, KEYS = (
+    2**18,
+    2**21,
+)  # rows of queries and of keys (batch times heads times length) from which more of the batch changes nothing
 WRONG = 0.03  # relative error above which a candidate's numbers are not the attention's
 SHORTEST, LONGEST = 128, 16384  # lengths that share a bucket below and above
+_LAUNCH_NS = 3_500_000  # of a forward and a backward on a slow host, for which the device waits before it is timed
 
 FLEX: tuple[Mapping[str, Any], ...] = (
     {}, {"fwd_BLOCK_M": 128, "fwd_BLOCK_N": 128, "fwd_num_warps": 8, "fwd_num_stages": 2},
@@ -36,7 +40,7 @@ FLEX: tuple[Mapping[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Shape:
-    """What a choice is made for; lengths are raced and remembered by their power of two."""
+    """What a choice is made for; lengths and the batch are raced and remembered by their power of two."""
 
     dtype: torch.dtype
     width: int
@@ -47,12 +51,14 @@ class Shape:
     keys: int
     kind: str = "plain"
     training: bool = False
+    batch: int = 1
 
     def bucketed(self) -> Shape:
         """The shape that stands for this one and its neighbours."""
+        queries, keys, heads = bucket(self.queries), bucket(self.keys), max(self.heads, 1)
+        batch = max(1, min(1 << (self.batch - 1).bit_length(), FULL // (heads * queries), KEYS // (heads * keys)))
         return Shape(
-            self.dtype, self.width, self.value_width, self.heads, self.groups, bucket(self.queries), bucket(self.keys),
-            self.kind, self.training,
+            self.dtype, self.width, self.value_width, self.heads, self.groups, queries, keys, self.kind, self.training, batch
         )  # fmt: skip
 
     def for_flex(self) -> Shape:
@@ -122,16 +128,15 @@ def _outside_tracing(step: Callable[[], Any]) -> Any:
 
 def _raced(shape: Shape, device: torch.device) -> dict[str, float]:
     """Median seconds of each kernel that gives the right numbers, forward or (for training) forward and backward."""
-    batch = max(1, min(8, ENOUGH // max(shape.heads * shape.queries, 1)))
     generator = torch.Generator(device).manual_seed(0)
 
     def made(heads: int, length: int, width: int) -> torch.Tensor:  # (b, l, h, d) in memory, as models have it
-        x = torch.randn(batch, length, heads, width, generator=generator, device=device).to(shape.dtype)
+        x = torch.randn(shape.batch, length, heads, width, generator=generator, device=device).to(shape.dtype)
         return x.transpose(1, 2).requires_grad_(shape.training)
 
     kv = shape.heads // shape.groups
     query, key, value = made(shape.heads, shape.queries, shape.width), made(kv, shape.keys, shape.width), made(kv, shape.keys, shape.value_width)  # fmt: skip
-    upstream = torch.randn(batch, shape.queries, shape.heads, shape.value_width, generator=generator, device=device).to(shape.dtype).transpose(1, 2)  # fmt: skip
+    upstream = torch.randn(shape.batch, shape.queries, shape.heads, shape.value_width, generator=generator, device=device).to(shape.dtype).transpose(1, 2)  # fmt: skip
 
     def step(kernel: str) -> tuple[torch.Tensor, ...]:
         return _step((query, key, value), upstream, kernel, shape)
@@ -179,7 +184,7 @@ def _raced_with_gradients(steps: Mapping[str, Callable[[], Any]]) -> dict[str, f
     times: dict[str, list[int]] = {name: [] for name in steps}
     for turn in range(8):
         for name, step in steps.items():
-            took = timer.device_on_cuda(step, (), 500_000)[0]
+            took = timer.device_on_cuda(step, (), _LAUNCH_NS)[0]
             if turn:
                 times[name].append(took)
     return {name: median(taken) / 1e9 for name, taken in times.items()}

@@ -64,7 +64,8 @@ class FlexCall(Layout):
         width, value_width, heads = (
             _hint(self.extent(o, place)) for o, place in ((part.query, 3), (self.attention.value, 3), (part.query, 1))
         )
-        return choose.Shape(self.dtype, width, value_width, heads, part.groups, queries, keys, kind, self.training)
+        batch = _hint(self.extent(part.query, 0))
+        return choose.Shape(self.dtype, width, value_width, heads, part.groups, queries, keys, kind, self.training, batch)
 
     def flex(self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node) -> fx.Node:
         """One call of the FlexAttention operator, and what makes empty rows as eager has them."""

@@ -230,8 +230,13 @@ class Roles:
         return result
 
 
-def assign(order: Sequence[Variable], keyed: frozenset[Variable], keys: Digits, compared: frozenset[Variable]) -> Roles:
-    """Roles of the digits in `order`; `keyed` are those that a key or a value depends on, `compared` those compared with keys."""
+def assign(
+    order: Sequence[Variable], keyed: frozenset[Variable], keys: Digits, compared: frozenset[Variable], one_row: bool = False
+) -> Roles:
+    """Roles of the digits in `order`; `keyed` are those that a key or a value depends on, `compared` those compared with keys.
+
+    one_row: the batch has one row, which has no digit, so that a single digit besides queries and keys is a head.
+    """
     free = [digit for digit in order if digit not in keyed]
     fixed = [digit for digit in order if digit in keyed]
     whole = extent_of(keys)
@@ -241,7 +246,7 @@ def assign(order: Sequence[Variable], keyed: frozenset[Variable], keys: Digits, 
 
     query = max(free, key=likely) if free else None
     shared = tuple(digit for digit in free if digit != query)
-    split = len(fixed) - 1 if len(fixed) > 1 else len(fixed)
+    split = len(fixed) - 1 if len(fixed) > 1 or (fixed and one_row) else len(fixed)
     heads = (*fixed[split:], *shared)
     return Roles(tuple(fixed[:split]), heads, (query,) if query is not None else (), keys, shared)
 

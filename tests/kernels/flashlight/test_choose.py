@@ -97,6 +97,27 @@ def test_lengths_share_a_bucket_by_their_power_of_two(length, size):
     assert choose.bucket(length) == size
 
 
+@pytest.mark.parametrize(
+    ("batch", "heads", "queries", "keys", "raced"),
+    [
+        (1, 16, 4096, 4096, 1), (3, 16, 1024, 1024, 4), (16, 16, 1024, 1024, 16), (40, 16, 1024, 1024, 16), (9, 16, 16384, 16384, 1),
+        (5, 100, 16384, 16384, 1), (64, 16, 1, 16384, 8), (64, 16, 1, 128, 64),
+    ],
+)  # fmt: skip
+def test_the_batch_counts_until_the_device_is_full(batch, heads, queries, keys, raced):
+    shape = Shape(torch.bfloat16, 64, 64, heads, 1, queries, keys, "plain", batch=batch)
+    assert shape.bucketed().batch == raced
+    assert shape.for_flex().key(torch.device("cpu")) == Shape(torch.bfloat16, 64, 64, 1, 1, 1, 1).for_flex().key(
+        torch.device("cpu")
+    )
+
+
+def test_another_batch_is_raced_again(gpu):
+    for batch in (1, 2, 2, 200, 300):
+        choose.kernel_for(Shape(torch.bfloat16, 64, 64, 16, 1, 1000, 1000, "causal", batch=batch), CUDA)
+    assert [shape.batch for shape in gpu] == [1, 2, 16]
+
+
 def test_a_length_below_one_is_refused():
     with pytest.raises(ValueError, match="length is 0; 1 or more is accepted"):
         choose.bucket(0)

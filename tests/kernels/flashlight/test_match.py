@@ -286,3 +286,26 @@ def test_the_oracle_agrees_with_another():
 @pytest.mark.parametrize("queries", [1, 9])
 def test_one_key_has_nothing_to_fuse(queries):
     assert "there is one key" in reasons(lambda q, k, v: (q @ k.mT).softmax(-1) @ v, *qkv(queries, 1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_batch_of_one_row_reads_as_any_other(groups):
+    """Heads taken for the batch would be written in another order than the output's, and copied."""
+
+    def attention(q, k, v):  # (b, l, h, d), as models have it
+        k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
+        return torch.einsum("bhqk,bkhd->bqhd", torch.softmax(torch.einsum("bqhd,bkhd->bhqk", q, k), -1), v)
+
+    places = []
+    for rows in (1, 2):
+        found, part = only(attention, draw(rows, 9, 4, 8), draw(rows, 9, 4 // groups, 8), draw(rows, 9, 4 // groups, 8))
+        assert part.groups == groups
+        places.append((found.dims, found.value.dims, part.query.dims, part.key.dims))
+    assert places[0] == places[1] == (((0,), (2,), (1,), (3,)),) * 4
+
+
+@torch.no_grad()
+def test_a_lone_digit_before_queries_and_keys_is_the_batch():
+    found, part = only(lambda q, k, v: torch.softmax(q @ k.mT, -1) @ v, draw(3, 9, 8), draw(3, 9, 8), draw(3, 9, 8))
+    assert found.dims == part.query.dims == ((0,), (), (1,), (2,))
