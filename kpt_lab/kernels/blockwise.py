@@ -161,7 +161,12 @@ def laid_out_like(out: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def cudnn_backward(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool, scale: float) -> Triple:
-    """cuDNN's gradients, from the output and log-sum-exp of any kernel."""
+    """cuDNN's gradients, from the output and log-sum-exp of any kernel; of a single query or key by the definition.
+
+    Torch refuses a single key, but only in front of its operator; cuDNN's planning itself ends the process for single ones.
+    """
+    if 1 in (q.shape[2], k.shape[2]):
+        return plain_backward(dout, q, k, v, out, lse, causal, scale)
     seed, offset, dimensions = _leftovers("cudnn", q.device, q.dtype)
     lse = (lse.unsqueeze(-1) if dimensions == 4 else lse).contiguous()
     out = laid_out_like(out, q)

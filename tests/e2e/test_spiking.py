@@ -47,7 +47,7 @@ def show(tmp_path: Path, watch: Callable[..., Any], runs: dict[str, Any]) -> Cal
     ) -> View:
         page = watch(width=width, height=1000).page
         if clock:
-            page.clock.install()
+            page.clock.install(time=0)
         data = runs if view == "raster" else energy.constants(marks=[MARK])
         text = PAGE.format(
             theme=theme,
@@ -60,6 +60,8 @@ def show(tmp_path: Path, watch: Callable[..., Any], runs: dict[str, Any]) -> Cal
         path = tmp_path / f"{view}.html"
         path.write_text(text, encoding="utf-8")
         page.goto(path.as_uri() + address)
+        if clock:
+            page.clock.pause_at(3600)  # or time goes on by itself between the test's own steps
         return View(page.locator(f".kpt-{view}"))
 
     return shown

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._guards import tracing
 
 from kpt_lab.kernels.flashlight.capture import remove_dead
 from kpt_lab.kernels.flashlight.expression import Apply, Attention, Coordinate, Expression, Load, Operand, Size
@@ -243,9 +244,13 @@ class Inputs:
                 chosen[..., : max(shape[-1] // 2, 1)] &= torch.rand((*shape[:-1], 1), device=held.device) < 0.5
             if odd and len(shape) > 1:
                 chosen.view(-1, shape[-1])[::3] = False  # a padding mask without any key for the first sequence
+            elif not odd and shape:  # gradients are compared: where a finite fill is added, a row without keys has eager's alone
+                chosen[..., 0] = True
             return chosen
         if not held.dtype.is_floating_point:
-            return torch.randint(0, max(self.limits.get(node, 3), 1), shape, device=held.device, dtype=held.dtype)
+            limit = max(self.limits.get(node, 3), 1)
+            least = 0 if odd else min(1, limit - 1)  # a sequence of no keys is for the adversarial ones
+            return torch.randint(least, limit, shape, device=held.device, dtype=held.dtype)
         made = torch.randn(shape, device=held.device, dtype=torch.float32)
         if name_of(node) in POSITIVE:  # as it will be: what divides by it near 0 only compares roundings
             made = made.abs() + 0.5
@@ -287,9 +292,9 @@ def _compare(region: Region, inputs: list[Any], where: str, gradients: bool, siz
         for x in floats:
             x.requires_grad_(gradients)
         try:
-            with torch.set_grad_enabled(gradients):
+            with tracing(None), torch.set_grad_enabled(gradients):  # Flex would trace its gradients in the compilation under way
                 out = module(*inputs)
-            grads = torch.autograd.grad(out.float().square().sum(), floats, allow_unused=True) if gradients else ()
+                grads = torch.autograd.grad(out.float().square().sum(), floats, allow_unused=True) if gradients else ()
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             told = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
             if module is region.original:

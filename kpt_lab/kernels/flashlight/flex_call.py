@@ -28,7 +28,8 @@ class Options:
     """How attentions are lowered.
 
     empty_rows: what a query without any key gives: "eager" as eager PyTorch (the mean of all values where masked scores were
-                finite, NaN where they were -inf), "zero" skips that.
+                finite, NaN where they were -inf), "zero" skips that. Its gradient reaches the values alone; eager's reaches
+                query and key too where a finite number is added to the scores, though the result does not depend on them.
     kernel:     "auto", "flex", or one of `attend.KERNELS`.
     measure:    race kernels on a CUDA device where no choice is remembered for the shape.
     block_masks: skip blocks of keys that the mask leaves out.

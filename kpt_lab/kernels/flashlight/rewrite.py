@@ -214,7 +214,7 @@ def apply(fn: Callable[..., Any], args: tuple, **options: Any) -> Rewritten:
     if isinstance(fn, nn.Module):
         with torch.no_grad():
             for name, buffer in fn.named_buffers():
-                if name in buffers:
+                if name in buffers and not torch.equal(buffer, buffers[name]):  # written, it would void outputs of before
                     buffer.copy_(buffers[name])
     if made.backend.too_long:
         made.backend.shortened(fn, copies)

@@ -8,8 +8,9 @@ import torch
 from architectures import ARCHITECTURES
 from corpus import ALL
 from rewriting import rewritten
+from torch._dynamo.backends.debugging import aot_eager
 
-from kpt_lab.kernels.flashlight import explain, flashlight
+from kpt_lab.kernels.flashlight import explain, flashlight, lower, regions
 
 RUN = ARCHITECTURES if ALL else ARCHITECTURES[:8]
 by_name = {architecture.name: architecture for architecture in ARCHITECTURES}
@@ -21,6 +22,8 @@ def cacheless(architecture, inputs):
 
 
 def logits(output):
+    if isinstance(output, torch.Tensor):
+        return output
     return output.logits_per_text if hasattr(output, "logits_per_text") else output.logits
 
 
@@ -77,6 +80,31 @@ def test_the_technique_on_a_model(name):
     left = [entry for entry in said.entries if not entry.matched]
     assert len(left) == architecture.routers
     assert all("no product with values" in entry.reason for entry in left)
+
+
+@pytest.mark.parametrize("name", ["gemma2_softcap", "t5", *(["llama_padded"] if ALL else [])])
+def test_gradients_through_flex_s_own_operator_as_on_a_gpu(name, monkeypatch):
+    """The path of training on CUDA, compiled by no Inductor: the check before first use asks for gradients too."""
+    monkeypatch.setattr(lower._Site, "lacking", lambda self, part: "")
+    monkeypatch.setattr(lower._Site, "has_sums", True)
+    monkeypatch.setattr(regions, "compile_fx", lambda module, examples: aot_eager(module, examples))
+    architecture = by_name[name]
+    model, inputs = architecture.make()
+    names = [key for key, x in inputs.items() if isinstance(x, torch.Tensor)]
+    plain = Keyed(model, names)
+    wanted = loss(plain(*(inputs[key] for key in names)), inputs)
+    torch._dynamo.reset()
+    fast = flashlight.apply(plain, tuple(inputs[key] for key in names))
+    said = explain(fast)
+    assert said.matched == architecture.attentions
+    assert all("random at" in entry.lowering.checked for entry in said.entries if entry.matched)
+    found = loss(fast(*(inputs[key] for key in names)), inputs)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    pairs = zip(torch.autograd.grad(found, trained, allow_unused=True), torch.autograd.grad(wanted, trained, allow_unused=True))
+    both = [(ours, theirs) for ours, theirs in pairs if ours is not None or theirs is not None]
+    largest = max(float(theirs.abs().max()) for _, theirs in both)
+    for ours, theirs in both:
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * largest)
 
 
 class Keyed(torch.nn.Module):
