@@ -6,6 +6,7 @@
     PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --record FILE --part eager     # over plain PyTorch, with memory
     PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --record FILE --part memory    # 32k tokens
     PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --record FILE --part backward  # or several parts, one after the other
+    PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --record FILE --part native    # FlashAttention-3's own forms against Flex
     PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --tune                         # FlexAttention's block sizes, remembered
     PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --summary FILE                 # the tables of a record, on any machine
 
@@ -38,9 +39,10 @@ from kpt_lab.runner import Job
 
 OUT = Path(os.environ.get("OUT", "."))
 DEVICE, DTYPE, HEADS, TOKENS = "cuda", "bfloat16", 16, 16384
-PARTS = ("plain", "masks", "rebuilt", "eager", "memory", "backward")
+PARTS = ("plain", "masks", "rebuilt", "native", "eager", "memory", "backward")
 MASKS = ("window", "prefix", "document", "dilated", "padding", "alibi", "softcap")
-OURS = (flashlight.label, flashlight_compiled.label, flashlight_rebuilt.label)
+NATIVE = flashlight(kernel="fa3")
+OURS = (flashlight.label, flashlight_compiled.label, flashlight_rebuilt.label, NATIVE.label)
 PLAIN = tuple(t.label for t in (attention.eager, attention.compiled, attention.max_autotune))
 Cell = tuple[Workload, tuple[Technique, ...], dict[str, Any]]
 
@@ -74,6 +76,17 @@ def cells(part: str) -> Iterator[Cell]:
             for variant in ("document", "padding"):
                 for width, groups in ((128, 1), (64, 8)):
                     yield forward, (attention.flex_rebuilt, flashlight_rebuilt), sized(length, width, groups, variant)
+    elif part == "native":
+        for variant, length in (("padding", 8192), ("softcap", 4096), ("padding", 2048)):
+            for width, groups in ((128, 1), (64, 8)):
+                kept = (
+                    {"kept": True} if variant == "softcap" else {}
+                )  # a mask over keys alone costs the same however often it changes
+                yield (
+                    forward,
+                    (attention.flex_rebuilt if not kept else flex, NATIVE),
+                    sized(length, width, groups, variant) | kept,
+                )
     elif part == "eager":
         for length in (4096, 1024, 16384):
             for variant in ("causal", "document", "softcap", "plain"):

@@ -121,7 +121,9 @@ def _trained(problem):
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own Flex asks for it
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # torch's own Flex asks for it
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("length", "groups", "width"), [(1024, 1, 64), (777, 4, 128)])
 def test_every_technique_is_right_on_a_gpu_forward_and_backward(variant, length, groups, width, tmp_path, monkeypatch):

@@ -244,7 +244,7 @@ class Inputs:
                 chosen[..., : max(shape[-1] // 2, 1)] &= torch.rand((*shape[:-1], 1), device=held.device) < 0.5
             if odd and len(shape) > 1:
                 chosen.view(-1, shape[-1])[::3] = False  # a padding mask without any key for the first sequence
-            elif not odd and shape:  # gradients are compared: where a finite fill is added, a row without keys has eager's alone
+            if not odd and shape:  # gradients are compared: of a row without keys eager has some, ours has none
                 chosen[..., 0] = True
             return chosen
         if not held.dtype.is_floating_point:
@@ -292,7 +292,8 @@ def _compare(region: Region, inputs: list[Any], where: str, gradients: bool, siz
         for x in floats:
             x.requires_grad_(gradients)
         try:
-            with tracing(None), torch.set_grad_enabled(gradients):  # Flex would trace its gradients in the compilation under way
+            # Flex would trace its gradients in the compilation under way
+            with tracing(None), torch.set_grad_enabled(gradients):
                 out = module(*inputs)
                 grads = torch.autograd.grad(out.float().square().sum(), floats, allow_unused=True) if gradients else ()
         except (RuntimeError, ValueError, IndexError, TypeError) as error:

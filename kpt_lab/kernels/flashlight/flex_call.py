@@ -30,7 +30,7 @@ class Options:
     empty_rows: what a query without any key gives: "eager" as eager PyTorch (the mean of all values where masked scores were
                 finite, NaN where they were -inf), "zero" skips that. Its gradient reaches the values alone; eager's reaches
                 query and key too where a finite number is added to the scores, though the result does not depend on them.
-    kernel:     "auto", "flex", or one of `attend.KERNELS`.
+    kernel:     "auto", "flex", or one of `attend.KERNELS`; of these "fa3" also takes bent scores, windows and masks over keys alone.
     measure:    race kernels on a CUDA device where no choice is remembered for the shape.
     block_masks: skip blocks of keys that the mask leaves out.
     training:   whether gradients will be asked for; None asks whether grad mode is on and an input of the graph requires them.

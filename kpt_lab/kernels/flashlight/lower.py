@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from kpt_lab.core import Unsupported, dtype_name
-from kpt_lab.kernels.flashlight import algebra, attend, blocked, choose, functions, proofs
+from kpt_lab.kernels.flashlight import algebra, attend, blocked, choose, functions, native, proofs
 from kpt_lab.kernels.flashlight.expression import (
     Attention,
     Constant,
@@ -96,6 +96,8 @@ class _Site(FlexCall):
             instead = forced == "auto" and choice.kernel in attend.BACKENDS
             told = f"{reason}; {choice.reason}" + ("; where torch refuses it, another fused one" if instead else "")
             return out, choice.kernel, told
+        if forced == "fa3":
+            return self.native(part, query, key, value, reason), "fa3", f"fa3 was asked for; {reason}"
         if forced not in ("auto", "flex"):
             raise Unsupported(f"kernel is {forced!r}, which has no mask or score function, and {reason}")
         if self.attention.dropout:
@@ -107,6 +109,56 @@ class _Site(FlexCall):
         if lacking := self.lacking(part):
             return self.blocked(scale_as_number(part), query, key, value), "blocked", f"{reason}; {lacking}"
         return self.flex(part, query, key, value), "flex", reason
+
+    def native(self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node, reason: str) -> fx.Node:
+        """One call of FlashAttention-3 in a form of its own; Unsupported where it has none for the part."""
+        lengths = self.lengths(part)
+        form = native.form(part, *lengths)
+        why = "" if form else f"it has no such form, and {reason}"
+        if form:
+            width, value_width = self.extent(part.query, 3), self.extent(self.attention.value, 3)
+            why = native.lacking(form) or attend.refused(
+                "fa3", dtype=self.dtype, width=int(width), value_width=int(value_width), dropout=self.attention.dropout,
+                device=self.device,
+            )  # fmt: skip
+            why = why or ("gradients are asked for, which it does not have beside plain and causal" if self.training else "")
+        if why or form is None:
+            raise Unsupported(f"kernel 'fa3' was asked for: {why}")
+        fill = {"infinite": "nan", "finite": "mean"}.get(part.fill, "zero")
+        if self.options.empty_rows == "zero" or proofs.rows_have_keys(part.mask, *lengths):
+            fill = "zero"
+        keep = over = None
+        if form.keep is not None:
+            found = self.over_keys(functions.mask_function(form.keep), part, [-1, 1], [1, -1])
+            keep = self.call(aten.expand.default, found, [self.size(part.query, 0), self.size(part.key, 2)])
+        if form.lengths is not None:
+            over = self.over_keys(functions.value_function(form.lengths), part, [-1], [1])
+        # the kernel multiplies the scores by scale and divides by cap itself
+        scale = float(part.scale) * (form.cap or 1.0)  # type: ignore[arg-type]
+        return self.call(
+            native.fa3_native._opoverload,
+            query,
+            key,
+            value,
+            keep,
+            over,
+            scale,
+            form.causal,
+            form.cap,
+            form.left,
+            form.right,
+            fill,
+        )
+
+    def over_keys(self, function: functions.Function, part: Part, rows: list[int], keys: list[int]) -> fx.Node:
+        """A function of (b, h, q, k) at h = q = 0 over all of b, viewed as `rows`, and of k, viewed as `keys`; k = 0 where that is [1]."""
+        batch = self.call(torch.arange, self.size(part.query, 0), device=self.device)
+        batch = self.call(aten.reshape.default, batch, rows)
+        zero = self.call(torch.zeros, [1] * len(rows), dtype=torch.int64, device=self.device)
+        key = zero
+        if keys != [1]:
+            key = self.call(aten.reshape.default, self.call(torch.arange, self.size(part.key, 2), device=self.device), keys)
+        return self.inlined(function, [batch, zero, zero, key])
 
     def lacking(self, part: Part) -> str:
         """Why FlexAttention's CPU template can't take the part, "" where it can; Unsupported where nothing else does."""

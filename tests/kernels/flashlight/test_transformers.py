@@ -100,8 +100,8 @@ def test_gradients_through_flex_s_own_operator_as_on_a_gpu(name, monkeypatch):
     assert all("random at" in entry.lowering.checked for entry in said.entries if entry.matched)
     found = loss(fast(*(inputs[key] for key in names)), inputs)
     trained = [p for p in model.parameters() if p.requires_grad]
-    pairs = zip(torch.autograd.grad(found, trained, allow_unused=True), torch.autograd.grad(wanted, trained, allow_unused=True))
-    both = [(ours, theirs) for ours, theirs in pairs if ours is not None or theirs is not None]
+    gradients = [torch.autograd.grad(x, trained, allow_unused=True) for x in (found, wanted)]
+    both = [(ours, theirs) for ours, theirs in zip(*gradients, strict=True) if ours is not None or theirs is not None]
     largest = max(float(theirs.abs().max()) for _, theirs in both)
     for ours, theirs in both:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * largest)

@@ -1,0 +1,231 @@
+"""FlashAttention-3's own forms: which masks and scores have one, what the graph then computes, and keys moved together."""
+
+import sys
+import types
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sites import BLHD, CAUSAL, B, H, K, Q, S, Site, both, dilated, op, prefix, window
+
+from kpt_lab.core import Unsupported
+from kpt_lab.kernels import attention
+from kpt_lab.kernels.flashlight import attend, flashlight, lower, native, regions
+from kpt_lab.kernels.flashlight.expression import Load
+from kpt_lab.kernels.flashlight.native import EVERY, Form
+from kpt_lab.testing import interpreted
+
+FLOAT = torch.float32
+SYMMETRIC = both(op("lt", op("sub", Q, K), 5), op("le", op("sub", K, Q), 3))
+
+
+def bent(cap=2.0):
+    return op("mul", op("tanh", S, dtype=FLOAT), cap, dtype=FLOAT)
+
+
+def qkv(queries=37, keys=37, heads=4, kv_heads=2, rows=3, width=16):
+    return (
+        torch.randn(rows, heads, queries, width), torch.randn(rows, kv_heads, keys, width), torch.randn(rows, kv_heads, keys, width),
+    )  # fmt: skip
+
+
+def real(rows=3, keys=37, empty=False):
+    kept = torch.rand(rows, keys) < 0.6
+    kept[0, :3] = True
+    kept[-1] = not empty
+    return kept
+
+
+def asked(site):
+    (part,) = site.attention.parts
+    query, key = (x.node.meta["val"].shape[x.dims[2][0]] for x in (part.query, part.key))
+    return native.form(part, query, key)
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """As with the kernel: the operator runs as its definition here."""
+    monkeypatch.setattr(attend, "refused", lambda kernel, **given: "")
+    monkeypatch.setattr(native, "lacking", lambda form: "")
+
+
+def computed(site, **options):
+    done = lower.replace(site.gm, site.attention, options=lower.Options(kernel="fa3", **options))
+    site.gm.graph.eliminate_dead_code()
+    site.gm.graph.lint()
+    site.gm.recompile()
+    assert done.kernel == "fa3"
+    assert "fa3 was asked for" in done.reason
+    with torch.no_grad():
+        (out,) = regions.finish(site.gm, site.inputs)(*site.inputs)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("said", "form"),
+    [
+        ({"score": bent(30.0)}, Form(cap=30.0)), ({"score": bent(30.0), "mask": CAUSAL}, Form(causal=True, cap=30.0)),
+        ({"mask": window(8)}, Form(left=7, right=0)), ({"mask": SYMMETRIC}, Form(left=4, right=3)),
+        ({"mask": op("lt", op("sub", Q, K), 5)}, Form(left=4)), ({"mask": both(window(8), window(3))}, Form(left=2, right=0)),
+        ({"mask": window(8), "score": bent()}, Form(cap=2.0, left=7, right=0)), ({"mask": prefix(4)}, None), ({"mask": dilated(2)}, None),
+        ({"mask": op("lt", op("sub", Q, K), 0)}, None), ({"score": op("add", S, 1.0, dtype=FLOAT)}, None),
+        ({"score": bent(-2.0)}, None), ({"score": op("tanh", S, dtype=FLOAT)}, None),
+    ],
+)  # fmt: skip
+def test_what_has_a_form(said, form):
+    assert asked(Site(*qkv(), parts=lambda: [said])) == form
+
+
+def test_a_window_of_fewer_queries_than_keys_has_none():
+    assert asked(Site(*qkv(queries=9), parts=lambda: [{"mask": window(8)}])) is None
+    assert asked(Site(*qkv(queries=9), parts=lambda: [{"score": bent()}])) == Form(cap=2.0)
+
+
+def test_masks_over_keys_alone():
+    kept = Site(*qkv(), real(), parts=lambda r: [{"mask": Load(r, (B, K))}])
+    assert asked(kept).keep is not None
+    counted = Site(*qkv(), torch.tensor([37, 5, 1]), parts=lambda n: [{"mask": op("lt", K, Load(n, (B,)))}])
+    form = asked(counted)
+    assert form.keep is None
+    assert isinstance(form.lengths, Load)
+    by_head = Site(*qkv(), torch.ones(4, 37, dtype=torch.bool), parts=lambda r: [{"mask": Load(r, (H, K))}])
+    assert asked(by_head) is None
+    both_ways = Site(*qkv(), real(), parts=lambda r: [{"mask": both(CAUSAL, Load(r, (B, K)))}])
+    assert asked(both_ways) is None
+
+
+@pytest.mark.parametrize(
+    "said", [{"score": bent()}, {"score": bent(), "mask": CAUSAL}, {"mask": window(8)}, {"mask": SYMMETRIC}]
+)
+@pytest.mark.parametrize("dims", [None, BLHD])
+def test_scores_and_windows_are_those_of_the_definition(said, dims, hopper):
+    made = qkv() if dims is None else tuple(x.transpose(1, 2).contiguous() for x in qkv())
+    site = Site(*made, parts=lambda: [said], **({"dims": dims, "out_dims": dims} if dims else {}))
+    torch.testing.assert_close(computed(site).double(), site.oracle(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fill", ["infinite", "finite"])
+@pytest.mark.parametrize("queries", [1, 37])
+def test_keys_left_out_are_left_out_and_rows_without_any_are_as_eager_has_them(fill, queries, hopper):
+    for captured, mask in (
+        (real(empty=True), lambda r: Load(r, (B, K))),
+        (torch.tensor([37, 5, 0]), lambda n: op("lt", K, Load(n, (B,)))),
+        (torch.tensor([90, 36, -4]), lambda n: op("le", K, Load(n, (B,)))),
+        (torch.tensor([2, 0, 1]), lambda n: op("lt", op("add", K, op("mul", 20, Load(n, (B,)))), 30)),
+    ):
+        site = Site(*qkv(queries), captured, parts=lambda r, mask=mask: [{"mask": mask(r), "fill": fill}])
+        assert asked(site).over_keys
+        torch.testing.assert_close(computed(site).double(), site.oracle(), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_on_request_rows_without_keys_are_zero(hopper):
+    site = Site(*qkv(), real(empty=True), parts=lambda r: [{"mask": Load(r, (B, K)), "fill": "finite"}])
+    assert not computed(site, empty_rows="zero")[-1].any()
+
+
+def test_whole_functions(hopper):
+    for variant in ("softcap", "padding", "window"):
+        made = attention.forward.make(
+            device="cpu", dtype="float32", seed=0, batch=2, heads=4, groups=2, length=300, width=16, variant=variant
+        )
+        fast = flashlight(kernel="fa3").apply(made.fn, made.inputs[0])
+        for inputs in made.inputs:
+            torch.testing.assert_close(fast(*inputs), made.fn(*inputs), rtol=1e-5, atol=1e-6)
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "why"),
+    [
+        ({"mask": dilated(2)}, {}, "kernel 'fa3' was asked for: it has no such form, and the mask is"),
+        ({"mask": window(8)}, {"training": True}, "gradients are asked for, which it does not have beside plain and causal"),
+    ],
+)
+def test_refusals_leave_the_graph_alone(said, options, why, hopper):
+    site = Site(*qkv(), parts=lambda: [said])
+    before = str(site.gm.graph)
+    with pytest.raises(Unsupported, match=why):
+        lower.replace(site.gm, site.attention, options=lower.Options(kernel="fa3", **options))
+    assert str(site.gm.graph) == before
+
+
+def test_without_the_kernel_it_says_so():
+    site = Site(*qkv(), parts=lambda: [{"score": bent()}])
+    with pytest.raises(Unsupported, match="kernel 'fa3' was asked for: fa3 is a CUDA kernel"):
+        lower.replace(site.gm, site.attention, options=lower.Options(kernel="fa3"))
+
+
+def test_a_build_says_what_it_was_made_without(monkeypatch):
+    flags = {"FLASHATTENTION_DISABLE_LOCAL": True, "FLASHATTENTION_DISABLE_SOFTCAP": False}
+    monkeypatch.setitem(sys.modules, "fa3_fwd_config", types.SimpleNamespace(CONFIG={"build_flags": flags}))
+    assert native.lacking(Form(left=7, right=0)) == "this build of FlashAttention-3 has no windows"
+    assert native.lacking(Form(causal=True, cap=3.0)) == ""
+    flags["FLASHATTENTION_DISABLE_SOFTCAP"] = True
+    assert native.lacking(Form(causal=True, cap=3.0)) == "this build of FlashAttention-3 bends no scores"
+    assert native.lacking(Form()) == ""
+
+
+# ---- keys moved together
+
+
+def moved(key, value, keep):
+    found_key, found_value, count = native.packed(key, value, keep)
+    assert torch.equal(count, keep.sum(-1).to(torch.int32))
+    for row in range(key.shape[0]):
+        for held, found in ((key, found_key), (value, found_value)):
+            assert torch.equal(found[row, :, : count[row]], held[row][:, keep[row]])
+            assert found[row].isfinite().all()
+    assert found_key.transpose(1, 2).is_contiguous()
+
+
+@given(
+    rows=st.integers(1, 3), heads=st.integers(1, 3), keys=st.integers(1, 50), width=st.integers(1, 9), value_width=st.integers(1, 9),
+    share=st.sampled_from([0.0, 0.3, 1.0]),
+)  # fmt: skip
+def test_kept_keys_come_first_in_their_order(rows, heads, keys, width, value_width, share):
+    key, value = torch.randn(rows, keys, heads, width).transpose(1, 2), torch.randn(rows, heads, keys, value_width)
+    moved(key, value, torch.rand(rows, keys) < share)
+
+
+@interpreted()
+@pytest.mark.parametrize(("keys", "width"), [(1, 8), (16, 8), (37, 5)])
+def test_the_packing_kernel_in_the_interpreter(keys, width):
+    key, value = torch.randn(2, 3, keys, 2 * width)[..., ::2], torch.randn(2, keys, 3, 7).transpose(1, 2)
+    for share in (0.0, 0.5, 1.0):
+        moved(key, value, torch.rand(2, keys) < share)
+
+
+def test_the_operator_s_shapes_and_strides_are_known_without_running_it():
+    for keep, lengths in ((None, None), (real(), None), (None, torch.tensor([3, 37, 0]))):
+        args = (*qkv(), keep, lengths, 0.25, False, 0.0, EVERY, EVERY, "nan")
+        torch.library.opcheck(native.fa3_native, args, test_utils=("test_schema", "test_faketensor"))
+
+
+# ---- for real
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", ["softcap", "padding"])
+@pytest.mark.parametrize(("length", "groups", "width"), [(1024, 1, 128), (777, 4, 64)])
+def test_the_kernel_gives_the_definition_s_numbers(variant, length, groups, width):
+    if not attend.has_fa3():
+        pytest.skip("fa3-fwd is not installed")
+    made = attention.forward.make(
+        device="cuda", dtype="bfloat16", seed=0, batch=3, heads=8, groups=groups, length=length, width=width, variant=variant
+    )
+    fast = flashlight(kernel="fa3").apply(made.fn, made.inputs[0])
+    for inputs in made.inputs:
+        exact = made.fn(*(x.double() if x.is_floating_point() else x for x in inputs))
+        error = (fast(*inputs).double() - exact).norm() / exact.norm()
+        plain = (made.fn(*inputs).double() - exact).norm() / exact.norm()
+        assert error <= 2 * plain + 2**-9
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_keys_are_moved_on_a_gpu(share):
+    key, value = (torch.randn(3, 501, 4, 64, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(2))
+    moved(key, value, torch.rand(3, 501, device="cuda") < share)
