@@ -21,7 +21,7 @@ STALE = (
 
 
 def answer(trials: Iterable[Trial], technique: str, over: str = "best baseline") -> str:
-    """One sentence: in how many cells the technique (its label) was FASTER, SAME, SLOWER or UNCLEAR, from what to what.
+    """One sentence: in how many cells the technique (its label) was FASTER, SAME, SLOWER or UNCLEAR, from what to what; how many are stale.
 
     ValueError where it has no ratio in any cell, with the reason of the first.
     """
@@ -29,7 +29,11 @@ def answer(trials: Iterable[Trial], technique: str, over: str = "best baseline")
     counts = Counter(s.ratio.verdict for s in found)
     span = _range([s.ratio.value for s in found])
     base = "each cell's best baseline" if over == "best baseline" else over
-    return f"**{technique} against {base}, {_cells(found)}: {_counted(counts)}; {span}.** {conditions(found[0].trials)}"
+    told = f"**{technique} against {base}, {_cells(found)}: {_counted(counts)}; {span}.**"
+    stale = sum(bool(_stale(s)) for s in found)
+    if stale:
+        told += f" Code changed since in {stale} of {_cells(found)} (*stale*)."
+    return f"{told} {conditions(found[0].trials)}"
 
 
 def headline(

@@ -150,6 +150,8 @@ def test_what_was_edited_since_is_marked_stale(edited: bool) -> None:
     stamp = {"technique": "0" * 12, "technique_at": "kpt_lab.baselines:compiled", "workload": "", "workload_at": ""}
     mine = trial(baselines.compiled.label, 100_000, source=stamp if edited else {})
     trials = Trials((trial("eager", 200_000, baseline=True), mine))
+    told = evidence.answer(trials, baselines.compiled.label)
+    assert ("2.00x.** Code changed since in 1 of 1 cell (*stale*). " in told) is edited
     told = evidence.table(trials)
     assert ("FASTER, *stale* |" in told) is edited
     assert told.endswith(f"\n\n{evidence.STALE}.") is edited
