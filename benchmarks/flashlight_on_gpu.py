@@ -21,7 +21,7 @@ import itertools
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from resumable import best_of, elapsed, geomean, measured, ratio
 from kpt_lab import ratios, records
 from kpt_lab.core import Technique, Trials, Workload
 from kpt_lab.kernels import attention
+from kpt_lab.kernels import flashlight as flashlight_package
 from kpt_lab.kernels.attention import backward, flashlight, flashlight_compiled, flashlight_rebuilt, flex, forward, libraries
 from kpt_lab.kernels.flashlight import choose
 from kpt_lab.measure import job_for
@@ -121,28 +122,18 @@ def record(file: Path, parts: Sequence[str], seconds: float, processes: int) -> 
 
 
 def tune(seconds: float) -> None:
-    """Race FlexAttention's block sizes for each head width and kind of function, and remember them."""
-    for training in (False, True):
-        for width in (128, 64):
-            for variant, kind in (("window", "flex mask"), ("softcap", "flex score mask")):
-                for groups in (1, 8):
-                    if elapsed() > seconds:
-                        print("out of time")
-                        return
-                    workload = (backward if training else forward)(**sized(4096, width, groups, variant))
-                    problem = workload.make(device=DEVICE, dtype=DTYPE, seed=0, **workload.complete({}))
-                    inputs = problem.inputs[0]
-
-                    def make(options: Mapping[str, Any], problem: Any = problem, inputs: Any = inputs) -> Callable[[], Any]:
-                        step = problem.drive(flex.apply(problem.fn, inputs, **options))
-                        return lambda: step(*inputs)
-
-                    shape = choose.Shape(torch.bfloat16, width, width, HEADS, groups, 4096, 4096, kind, training)
-                    torch._dynamo.reset()
-                    found = choose.tune_flex(shape, torch.device(DEVICE, 0), make)
-                    print(f"[{elapsed():4.0f}] {kind} width {width} groups {groups} training {training}:", flush=True)
-                    for options, took in sorted(found.items(), key=lambda item: item[1]):
-                        print(f"    {1e6 * took:8.1f} us  {options}", flush=True)
+    """Race FlexAttention's block sizes, and FlashAttention-3 in its own forms, for each variant and head width; remember them."""
+    for variant, width, groups in itertools.product(("padding", "softcap", "document", "window", "alibi"), (128, 64), (1, 8)):
+        if elapsed() > seconds:
+            print("out of time")
+            return
+        workload = forward(**sized(4096, width, groups, variant))
+        problem = workload.make(device=DEVICE, dtype=DTYPE, seed=0, **workload.complete({}))
+        torch._dynamo.reset()
+        found = flashlight_package.tune(problem.fn, problem.inputs[0])
+        print(f"[{elapsed():4.0f}] {variant} width {width} groups {groups}:", flush=True)
+        for options, took in sorted(found.items(), key=lambda item: item[1]):
+            print(f"    {1e6 * took:8.1f} us  {options}", flush=True)
 
 
 # ---- summary

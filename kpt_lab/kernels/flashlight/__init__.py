@@ -2,7 +2,8 @@
 
 `flashlight` is a Technique of stage "rewrite": `flashlight.apply(fn, args)` gives a callable whose attentions are fused, and
 `flashlight >> baselines.compiled` compiles the rest of its graph too. `backend()` is the same as a backend for torch.compile,
-and `explain(candidate)` says for each softmax what was done, or why nothing was.
+and `explain(candidate)` says for each softmax what was done, or why nothing was. `tune(fn, args)` measures FlexAttention's block sizes,
+and FlashAttention-3 where it has such an attention, on a CUDA device, and remembers what was fastest.
 
     >>> import torch
     >>> from kpt_lab.kernels.attention_variants import causal
@@ -22,6 +23,7 @@ from kpt_lab import baselines
 from kpt_lab.core import Technique
 from kpt_lab.kernels.flashlight.explain import Explanation, explain
 from kpt_lab.kernels.flashlight.rewrite import Backend, Rewritten, apply
+from kpt_lab.kernels.flashlight.tune import tune
 
 
 def backend(inner: str = "eager", mode: str | None = None, **options: Any) -> Backend:
@@ -47,4 +49,4 @@ def _absorb(part: Technique) -> Callable[..., Rewritten] | None:
 
 flashlight = Technique("flashlight", _apply, stage="rewrite", replaces=frozenset({"attention"}), absorb=_absorb)
 
-__all__ = ["Backend", "Explanation", "Rewritten", "backend", "explain", "flashlight"]
+__all__ = ["Backend", "Explanation", "Rewritten", "backend", "explain", "flashlight", "tune"]

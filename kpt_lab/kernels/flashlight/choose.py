@@ -193,19 +193,33 @@ def _raced_with_gradients(steps: Mapping[str, Callable[[], Any]]) -> dict[str, f
 # ---- FlexAttention's options
 
 
-def flex_options(shape: Shape, device: torch.device) -> Choice:
-    """The template's options that were found fastest for such an attention, or torch's own where nobody has measured."""
+def flex_options(shape: Shape, device: torch.device, *, native: bool = False) -> Choice:
+    """The template's options that were found fastest for such an attention, or torch's own where nobody has measured.
+
+    native: whether FlashAttention-3 could take it in a form of its own; it is then the choice where it was measured to be faster.
+    """
     known = STORE.recall(shape.for_flex().key(device)) if device.type == "cuda" else None
     seconds = known.get("seconds") if known else None
-    if not isinstance(seconds, dict) or not seconds:
+    tiles = {name: took for name, took in seconds.items() if name != "fa3"} if isinstance(seconds, dict) else {}
+    if not tiles:
         return Choice("flex", "block sizes are torch's own, not measured", {}, {})
-    best = min(seconds, key=seconds.__getitem__)
-    return Choice("flex", f"block sizes are the fastest of {len(seconds)} measured", dict(seconds), json.loads(best))
+    best = min(tiles, key=tiles.__getitem__)
+    if native and isinstance(seconds, dict) and seconds.get("fa3", math.inf) < tiles[best]:
+        return Choice("fa3", "measured to be faster than flex", {"fa3": seconds["fa3"], "flex": tiles[best]}, {})
+    return Choice("flex", f"block sizes are the fastest of {len(tiles)} measured", tiles, json.loads(best))
 
 
-def tune_flex(shape: Shape, device: torch.device, make: Callable[[Mapping[str, Any]], Callable[[], Any]]) -> dict[str, float]:
-    """Race FlexAttention's options on `make(options)()` and remember the seconds; what does not compile is left out."""
-    steps: dict[str, Callable[[], Any]] = {}
+def tune_flex(
+    shape: Shape,
+    device: torch.device,
+    make: Callable[[Mapping[str, Any]], Callable[[], Any]],
+    native: Callable[[], Any] | None = None,
+) -> dict[str, float]:
+    """Race FlexAttention's options on `make(options)()` and remember the seconds; what does not compile is left out.
+
+    native: the same by FlashAttention-3 in a form of its own, raced beside them as "fa3".
+    """
+    steps: dict[str, Callable[[], Any]] = {"fa3": native} if native else {}
     for options in FLEX:
         step = make(options)
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx
@@ -213,12 +213,16 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Lowering:
-    """What replaced an attention: the kernel's name, why, and what else was measured (seconds by kernel; empty on a CPU)."""
+    """What replaced an attention: the kernel's name, why, and what else was measured (seconds by kernel; empty on a CPU).
+
+    asked: what FlexAttention's options were looked up for, one for each part that it computes.
+    """
 
     kernel: str
     reason: str
     measured: dict[str, float]
     checked: str = ""
+    asked: tuple[Any, ...] = ()
 
 
 def plain(part: Part) -> bool:

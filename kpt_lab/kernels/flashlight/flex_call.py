@@ -15,7 +15,7 @@ from torch import fx
 from torch.nn.attention import flex_attention as flex
 
 from kpt_lab.core import Unsupported
-from kpt_lab.kernels.flashlight import attend, blocks, choose, empty_rows, functions, proofs
+from kpt_lab.kernels.flashlight import attend, blocks, choose, empty_rows, functions, native, proofs
 from kpt_lab.kernels.flashlight.expression import Apply, Attention, Coordinate, Expression, Part, Score
 from kpt_lab.kernels.flashlight.expression import replace as rewritten
 from kpt_lab.kernels.flashlight.layout import Layout
@@ -57,6 +57,7 @@ class FlexCall(Layout):
     def __init__(self, gm: fx.GraphModule, attention: Attention, options: Options) -> None:
         super().__init__(gm, attention)
         self.options = options
+        self.asked: list[choose.Shape] = []
         self.training = _training(gm) if options.training is None else options.training
 
     def shape(self, part: Part, kind: str) -> choose.Shape:
@@ -67,6 +68,12 @@ class FlexCall(Layout):
         )
         batch = _hint(self.extent(part.query, 0))
         return choose.Shape(self.dtype, width, value_width, heads, part.groups, queries, keys, kind, self.training, batch)
+
+    def kind(self, part: Part) -> str:
+        """What an attention for FlexAttention is called where its options are remembered."""
+        flex = f"flex{'' if isinstance(part.score, Score) else ' score'}{' mask' if part.mask is not None else ''}"
+        form = native.form(part, *self.lengths(part))
+        return f"{flex}, {form.name}" if form else flex
 
     def flex(self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node) -> fx.Node:
         """One call of the FlexAttention operator, and what makes empty rows as eager has them."""
@@ -177,8 +184,8 @@ class FlexCall(Layout):
         extra = {"return_aux": flex.AuxRequest(lse=lse)} if lse and self.has_sums else {}
         with torch.set_grad_enabled(self.training):
             made = flex._apply_kernel_options(value, value, value, False, None, **extra)
-        kind = f"flex{'' if isinstance(part.score, Score) else ' score'}{' mask' if part.mask is not None else ''}"
-        shape = self.shape(part, kind)
+        shape = self.shape(part, self.kind(part))
+        self.asked.append(shape)
         # below a block of queries Flex takes its decoding template, which has block sizes of its own
         tuned = choose.flex_options(shape, self.device).options if shape.queries >= blocks.BLOCK else {}
         return {**made, **tuned, **self.options.kernel_options}

@@ -30,6 +30,7 @@ from kpt_lab.kernels.flashlight.flex_call import FlexCall, Options, scale_as_num
 from kpt_lab.kernels.flashlight.layout import FLOATS, value_of
 
 aten = torch.ops.aten
+NO_FORM = "it has no such form"
 
 
 def replace(gm: fx.GraphModule, attention: Attention, *, options: Options | None = None) -> Lowering:
@@ -79,7 +80,7 @@ class _Site(FlexCall):
         attention.output.replace_all_uses_with(result)
         kernel = kernels[0] if len(set(kernels)) == 1 else " + ".join(kernels)
         times = f"{len(kernels)} calls, summed: " if len(kernels) > 1 else ""
-        return Lowering(kernel, times + "; ".join(dict.fromkeys(reasons)), self.measured)
+        return Lowering(kernel, times + "; ".join(dict.fromkeys(reasons)), self.measured, asked=tuple(self.asked))
 
     def part(self, part: Part, value: fx.Node) -> tuple[fx.Node, str, str]:
         """One softmax times the values as (b, h, l, d), the kernel's name and the reason for it."""
@@ -97,7 +98,16 @@ class _Site(FlexCall):
             told = f"{reason}; {choice.reason}" + ("; where torch refuses it, another fused one" if instead else "")
             return out, choice.kernel, told
         if forced == "fa3":
-            return self.native(part, query, key, value, reason), "fa3", f"fa3 was asked for; {reason}"
+            if why := self.refused(part):
+                raise Unsupported(f"kernel 'fa3' was asked for: {why}" + (f", and {reason}" if why is NO_FORM else ""))
+            return self.native(part, query, key, value), "fa3", f"fa3 was asked for; {reason}"
+        if forced == "auto" and not self.refused(part):
+            shape = self.shape(part, self.kind(part))
+            choice = choose.flex_options(shape, self.device, native=True)
+            if choice.kernel == "fa3":
+                self.asked.append(shape)
+                self.measured.update(choice.seconds)
+                return self.native(part, query, key, value), "fa3", f"{reason}; {choice.reason}"
         if forced not in ("auto", "flex"):
             raise Unsupported(f"kernel is {forced!r}, which has no mask or score function, and {reason}")
         if self.attention.dropout:
@@ -110,20 +120,24 @@ class _Site(FlexCall):
             return self.blocked(scale_as_number(part), query, key, value), "blocked", f"{reason}; {lacking}"
         return self.flex(part, query, key, value), "flex", reason
 
-    def native(self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node, reason: str) -> fx.Node:
-        """One call of FlashAttention-3 in a form of its own; Unsupported where it has none for the part."""
+    def refused(self, part: Part) -> str:
+        """Why FlashAttention-3 can't take a part in one of its own forms, "" where it can."""
+        form = native.form(part, *self.lengths(part))
+        if form is None:
+            return NO_FORM
+        width, value_width = self.extent(part.query, 3), self.extent(self.attention.value, 3)
+        if not (isinstance(width, int) and isinstance(value_width, int)):
+            return "the head width is symbolic"
+        why = attend.refused(
+            "fa3", dtype=self.dtype, width=width, value_width=value_width, dropout=self.attention.dropout, device=self.device
+        )
+        return why or native.lacking(form) or ("it has gradients of plain and causal attention only" if self.training else "")
+
+    def native(self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node) -> fx.Node:
+        """One call of FlashAttention-3 in a form of its own, which it has for the part."""
         lengths = self.lengths(part)
         form = native.form(part, *lengths)
-        why = "" if form else f"it has no such form, and {reason}"
-        if form:
-            width, value_width = self.extent(part.query, 3), self.extent(self.attention.value, 3)
-            why = native.lacking(form) or attend.refused(
-                "fa3", dtype=self.dtype, width=int(width), value_width=int(value_width), dropout=self.attention.dropout,
-                device=self.device,
-            )  # fmt: skip
-            why = why or ("gradients are asked for, which it does not have beside plain and causal" if self.training else "")
-        if why or form is None:
-            raise Unsupported(f"kernel 'fa3' was asked for: {why}")
+        assert form is not None
         fill = {"infinite": "nan", "finite": "mean"}.get(part.fill, "zero")
         if self.options.empty_rows == "zero" or proofs.rows_have_keys(part.mask, *lengths):
             fill = "zero"

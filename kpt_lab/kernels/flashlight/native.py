@@ -45,6 +45,15 @@ class Form:
         """Whether keys are left out for all queries alike."""
         return self.lengths is not None or self.keep is not None
 
+    @property
+    def name(self) -> str:
+        """What a measurement of it is remembered under."""
+        if self.over_keys:
+            seen = "lengths" if self.lengths is not None else "over keys"
+        else:
+            seen = "causal" if self.causal else "window" if (self.left, self.right) != (EVERY, EVERY) else "plain"
+        return f"{'capped ' if self.cap else ''}{seen}"
+
 
 def form(part: Part, queries: Any, keys: Any) -> Form | None:
     """The kernel's form of a part, None where it has none; plain and causal parts have forms too."""

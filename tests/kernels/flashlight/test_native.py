@@ -1,5 +1,6 @@
 """FlashAttention-3's own forms: which masks and scores have one, what the graph then computes, and keys moved together."""
 
+import json
 import sys
 import types
 
@@ -11,7 +12,7 @@ from sites import BLHD, CAUSAL, B, H, K, Q, S, Site, both, dilated, op, prefix, 
 
 from kpt_lab.core import Unsupported
 from kpt_lab.kernels import attention
-from kpt_lab.kernels.flashlight import attend, flashlight, lower, native, regions
+from kpt_lab.kernels.flashlight import attend, choose, flashlight, lower, native, regions, tune
 from kpt_lab.kernels.flashlight.expression import Load
 from kpt_lab.kernels.flashlight.native import EVERY, Form
 from kpt_lab.testing import interpreted
@@ -134,6 +135,60 @@ def test_whole_functions(hopper):
             torch.testing.assert_close(fast(*inputs), made.fn(*inputs), rtol=1e-5, atol=1e-6)
 
 
+# ---- by what was measured
+
+
+def test_what_was_measured_to_be_faster_is_taken_by_itself(hopper, monkeypatch):
+    known = {}
+    monkeypatch.setattr(choose.STORE.__class__, "recall", lambda self, key: known.get(key))
+    monkeypatch.setattr(choose.Shape, "key", lambda self, device: (self.kind, self.training))
+    looked_up, cuda = choose.flex_options, torch.device("cuda", 0)
+    monkeypatch.setattr(choose, "flex_options", lambda shape, device, **given: looked_up(shape, cuda, **given))
+    monkeypatch.setattr(lower._Site, "lacking", lambda self, part: "flex")  # not to be compiled here
+
+    def taken(said, **options):
+        site = Site(*qkv(), parts=lambda: [said])
+        return lower.replace(site.gm, site.attention, options=lower.Options(**options))
+
+    capped = {"score": bent(), "mask": CAUSAL}
+    assert taken(capped).kernel == "blocked"
+    known["flex score mask, capped causal", False] = {"seconds": {"{}": 3e-3, '{"fwd_BLOCK_M": 64}': 2e-3, "fa3": 1e-3}}
+    found = taken(capped)
+    assert (found.kernel, found.measured) == ("fa3", {"fa3": 1e-3, "flex": 2e-3})
+    assert found.reason.endswith("measured to be faster than flex")
+    assert [shape.kind for shape in found.asked] == ["flex score mask, capped causal"]
+    assert taken(capped, training=True).kernel == "blocked"
+    assert taken({"score": bent()}).kernel == "blocked"  # another kind
+    known["flex score mask, capped causal", False]["seconds"]["fa3"] = 4e-3
+    assert taken(capped).kernel == "blocked"
+
+
+def test_names_by_which_measurements_are_kept():
+    names = {
+        Form(cap=2.0).name, Form(causal=True, cap=2.0).name, Form(left=3, right=0).name, Form(lengths=K).name, Form(keep=K).name, Form().name,
+    }  # fmt: skip
+    assert names == {"capped plain", "capped causal", "window", "lengths", "over keys", "plain"}
+
+
+def test_tuning_times_each_way_once_and_remembers(hopper, monkeypatch, tmp_path):
+    monkeypatch.setenv("KPT_LAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        choose, "race", lambda steps: {name: 1.0 + i for i, (name, step) in enumerate(steps.items()) if step() is not None}
+    )
+    shape = choose.Shape(FLOAT, 16, 16, 4, 2, 300, 300, "flex score mask, capped causal")
+    seconds = choose.tune_flex(shape, torch.device("cpu"), lambda options: lambda: 1, lambda: 1)
+    assert list(seconds) == ["fa3", *(json.dumps(options, sort_keys=True) for options in choose.FLEX)]
+    assert choose.STORE.recall(shape.for_flex().key(torch.device("cpu"))) == {"seconds": seconds}
+
+
+def test_tuning_without_a_gpu_says_so():
+    made = attention.forward.make(
+        device="cpu", dtype="float32", seed=0, batch=1, heads=2, groups=1, length=9, width=8, variant="causal"
+    )
+    with pytest.raises(ValueError, match="args hold no tensor on a CUDA device"):
+        tune(made.fn, made.inputs[0])
+
+
 # ---- what is refused
 
 
@@ -141,7 +196,7 @@ def test_whole_functions(hopper):
     ("said", "options", "why"),
     [
         ({"mask": dilated(2)}, {}, "kernel 'fa3' was asked for: it has no such form, and the mask is"),
-        ({"mask": window(8)}, {"training": True}, "gradients are asked for, which it does not have beside plain and causal"),
+        ({"mask": window(8)}, {"training": True}, "it has gradients of plain and causal attention only"),
     ],
 )
 def test_refusals_leave_the_graph_alone(said, options, why, hopper):
