@@ -7,7 +7,7 @@
     PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --record FILE --part memory    # 32k tokens
     PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --record FILE --part backward  # or several parts, one after the other
     PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --record FILE --part native    # FlashAttention-3's own forms against Flex
-    PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --tune                         # FlexAttention's block sizes, remembered
+    PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --tune --only padding softcap  # block sizes, and FlashAttention-3's own forms
     PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --summary FILE                 # the tables of a record, on any machine
 
 What a file holds already of this machine is not measured again, so a part can be recorded in several calls of a few minutes:
@@ -42,6 +42,7 @@ OUT = Path(os.environ.get("OUT", "."))
 DEVICE, DTYPE, HEADS, TOKENS = "cuda", "bfloat16", 16, 16384
 PARTS = ("plain", "masks", "rebuilt", "native", "eager", "memory", "backward")
 MASKS = ("window", "prefix", "document", "dilated", "padding", "alibi", "softcap")
+TUNED = ("padding", "softcap", "document", "window", "alibi")
 NATIVE = flashlight(kernel="fa3")
 OURS = (flashlight.label, flashlight_compiled.label, flashlight_rebuilt.label, NATIVE.label)
 PLAIN = tuple(t.label for t in (attention.eager, attention.compiled, attention.max_autotune))
@@ -121,9 +122,9 @@ def record(file: Path, parts: Sequence[str], seconds: float, processes: int) -> 
     summary(file)
 
 
-def tune(seconds: float) -> None:
+def tune(variants: Sequence[str], seconds: float) -> None:
     """Race FlexAttention's block sizes, and FlashAttention-3 in its own forms, for each variant and head width; remember them."""
-    for variant, width, groups in itertools.product(("padding", "softcap", "document", "window", "alibi"), (128, 64), (1, 8)):
+    for variant, width, groups in itertools.product(variants, (128, 64), (1, 8)):
         if elapsed() > seconds:
             print("out of time")
             return
@@ -185,13 +186,14 @@ def main() -> None:
     parser.add_argument("--record", metavar="FILE", type=Path)
     parser.add_argument("--summary", metavar="FILE", type=Path)
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--only", nargs="+", default=list(TUNED), choices=TUNED, help="variants to tune")
     parser.add_argument("--part", choices=PARTS, nargs="+", default=["plain"])
     parser.add_argument("--processes", type=int, default=1, help="6 make a headline")
     parser.add_argument("--seconds", type=float, default=350.0, help="end after so many")
     asked = parser.parse_args()
     os.environ.setdefault("KPT_LAB_CACHE", str(Path("build/attention_cache").resolve()))
     if asked.tune:
-        tune(asked.seconds)
+        tune(asked.only, asked.seconds)
     if asked.record:
         record(asked.record, asked.part, asked.seconds, asked.processes)
     if asked.summary:

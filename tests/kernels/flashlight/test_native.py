@@ -12,7 +12,7 @@ from sites import BLHD, CAUSAL, B, H, K, Q, S, Site, both, dilated, op, prefix, 
 
 from kpt_lab.core import Unsupported
 from kpt_lab.kernels import attention
-from kpt_lab.kernels.flashlight import attend, choose, flashlight, lower, native, regions, tune
+from kpt_lab.kernels.flashlight import attend, choose, explain, flashlight, lower, native, regions, tune
 from kpt_lab.kernels.flashlight.expression import Load
 from kpt_lab.kernels.flashlight.native import EVERY, Form
 from kpt_lab.testing import interpreted
@@ -277,6 +277,20 @@ def test_the_kernel_gives_the_definition_s_numbers(variant, length, groups, widt
         error = (fast(*inputs).double() - exact).norm() / exact.norm()
         plain = (made.fn(*inputs).double() - exact).norm() / exact.norm()
         assert error <= 2 * plain + 2**-9
+
+
+@pytest.mark.gpu
+def test_what_was_tuned_is_taken(monkeypatch, tmp_path):
+    monkeypatch.setenv("KPT_LAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(choose, "FLEX", choose.FLEX[:2])
+    sizes = {"batch": 2, "heads": 4, "groups": 1, "length": 1024, "width": 64, "variant": "softcap"}
+    made = attention.forward.make(device="cuda", dtype="bfloat16", seed=0, **sizes)
+    seconds = tune(made.fn, made.inputs[0])
+    assert all(took > 0 for took in seconds.values())
+    assert ("fa3" in seconds) == attend.has_fa3()
+    best = min(seconds, key=seconds.__getitem__)
+    (entry,) = explain(flashlight.apply(made.fn, made.inputs[0])).entries
+    assert entry.lowering.kernel == ("fa3" if best == "fa3" else "flex")
 
 
 @pytest.mark.gpu
