@@ -92,7 +92,7 @@ class FlexCall(Layout):
         both = self.call(
             torch.ops.higher_order.flex_attention, query, key, values, self.module("score", score.module),
             self.blocks(part, mask_module), float(part.scale), self.flex_options(part, lse=filled),  # type: ignore[arg-type]
-            score.buffers, mask.buffers,
+            score.buffers, tuple(map(self.without_gradient, mask.buffers)),
         )  # fmt: skip
         whole = out = self.call(operator.getitem, both, 0)
         if values is not value:
@@ -108,6 +108,12 @@ class FlexCall(Layout):
                 return out
             empty = self.call(aten.unsqueeze.default, self.call(aten.eq.Scalar, sums, -math.inf), -1)
         return self.call(aten.where.self, empty, self.empty_row(part, value), out)
+
+    def without_gradient(self, node: fx.Node) -> fx.Node:
+        """What a mask reads: Flex refuses it where it asks for gradients, which no comparison hands on."""
+        value = node.meta.get("val")
+        floats = isinstance(value, torch.Tensor) and value.dtype.is_floating_point
+        return self.call(aten.detach.default, node) if floats and self.training else node
 
     @property
     def has_sums(self) -> bool:

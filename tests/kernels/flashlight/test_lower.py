@@ -163,6 +163,23 @@ def test_flex_s_own_operator_gives_a_captured_table_its_gradient(monkeypatch):
         assert float((ours - theirs).norm()) <= 1e-5 * float(theirs.norm())
 
 
+def test_numbers_that_only_a_mask_reads_need_no_gradient(monkeypatch):
+    """A causal mask kept as a float buffer, in training: Flex refuses a mask whose tensors ask for gradients."""
+    monkeypatch.setattr(lower._Site, "lacking", lambda self, part: "")
+    monkeypatch.setattr(lower._Site, "has_sums", True)
+    kept = torch.ones(37, 37).tril()
+    site = Site(*qkv(2, 4, 37, 16), kept, parts=lambda r: [{"mask": op("ne", Load(r, (Q, K)), 0)}])
+    call, inputs, done = lowered(site, aot_eager, training=True)
+    assert done.kernel == "flex"
+    (out,) = call(*inputs)
+    torch.testing.assert_close(out.double(), site.oracle(), rtol=2e-6, atol=2e-6)
+    *found, none = torch.autograd.grad(out, inputs, torch.ones_like(out), allow_unused=True)
+    assert none is None
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    for ours, theirs in zip(found, torch.autograd.grad(site.oracle(*exact).sum(), exact[:3]), strict=True):
+        assert float((ours - theirs).norm()) <= 1e-5 * float(theirs.norm()) + 1e-6
+
+
 def test_rows_without_keys_are_nan_where_the_fill_was_infinite_and_zero_on_request():
     hidden = torch.zeros(1, 20, dtype=torch.bool)
     parts = lambda r: [{"mask": Load(r, (B, K))}]  # noqa: E731
