@@ -55,7 +55,16 @@ class Backend:
         if not any(replaced):
             return self._finish(graph_module, inputs, rewritten=False)
         remove_dead(graph)
-        return self._finish(graph, inputs, rewritten=True)
+        try:
+            return self._finish(graph, inputs, rewritten=True)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a compiler meets: told as the reason, and the graph runs as it was
+            told = f"the fused form could not be compiled: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            report.entries = [
+                dataclasses.replace(x, matched=False, lowering=None, reason=told) if x.matched else x for x in report.entries
+            ]
+            return self._finish(graph_module, inputs, rewritten=False)
 
     def _replace(self, graph: fx.GraphModule, draft: match.Draft, report: Report) -> bool:
         """Lower one attention in the graph, and say so in the report; False where it is refused."""

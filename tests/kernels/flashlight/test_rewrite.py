@@ -137,6 +137,26 @@ def test_a_failed_check_refuses(monkeypatch):
 
 
 @torch.no_grad()
+def test_what_no_compiler_takes_runs_as_it_was_and_says_so(monkeypatch):
+    def refusing(module, examples):
+        raise RuntimeError("no valid\nconfiguration")
+
+    def capped(q, k, v):
+        return torch.softmax(torch.tanh(q @ k.mT), -1) @ v
+
+    monkeypatch.setattr(rewrite.regions, "compile_fx", refusing)
+    made = backend()
+    assert torch.equal(torch.compile(capped, backend=made)(*qkv()), capped(*qkv()))
+    (entry,) = made.reports[0].entries
+    assert not entry.matched
+    assert entry.reason == "the fused form could not be compiled: RuntimeError: no valid configuration"
+    with pytest.raises(
+        Unsupported, match="no attention was fused: the fused form could not be compiled: RuntimeError: no valid"
+    ):
+        flashlight.apply(capped, qkv())
+
+
+@torch.no_grad()
 def test_a_check_that_is_too_large_says_so(monkeypatch):
     monkeypatch.setattr(differential, "LARGEST", 10)
     made = backend()
