@@ -67,11 +67,12 @@ def audit(site: Path) -> list[str]:
     faults = [
         f"{sheet.relative_to(site)} loads {url} from elsewhere" for sheet in site.rglob("*.css") for url in _imported(sheet)
     ]
+    resolved = {path.resolve(): page for path, page in pages.items()}
     for path, page in pages.items():
         name = path.relative_to(site)
         faults += [f"{name} loads {url} from elsewhere" for url in page.loads if _elsewhere(url)]
         faults += [f"{name} loads {url}, which is not there" for url in page.loads if _missing(path, url)]
-        faults += [f"{name} links to {url}, which is not there" for url in page.links if _broken(path, url, pages)]
+        faults += [f"{name} links to {url}, which is not there" for url in page.links if _broken(path, url, resolved)]
         weight = path.stat().st_size + sum(_own(path, url, site) for url in dict.fromkeys(page.loads))
         if weight > LIMIT:
             faults.append(f"{name} takes {weight:,} bytes besides shared scripts; at most {LIMIT:,}")
@@ -107,7 +108,7 @@ def _broken(page: Path, url: str, pages: dict[Path, _Page]) -> bool:
     file, anchor = _local(page, url) or page.resolve(), unquote(urlsplit(url).fragment)
     if not file.exists():
         return True
-    found = pages.get(file) or next((each for path, each in pages.items() if path.resolve() == file), None)
+    found = pages.get(file)
     return bool(anchor) and found is not None and anchor not in found.anchors and "=" not in anchor  # "=": a view's state
 
 
