@@ -17,31 +17,21 @@ from torch import fx
 from torch._guards import tracing
 
 from kpt_lab.kernels.flashlight.capture import remove_dead
-from kpt_lab.kernels.flashlight.expression import Apply, Attention, Coordinate, Expression, Load, Operand, Size
+from kpt_lab.kernels.flashlight.expression import Apply, Attention, Load, Operand, Size, expressions
+from kpt_lab.kernels.flashlight.made_up import Inputs, Unsuited, number
 from kpt_lab.kernels.flashlight.nodes import name_of, value
 
 LARGEST = 1 << 26  # scores of one check: 256 MiB in float32
 LONGEST = 400  # nodes between operands and output
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 NO_WORSE = 2.0
-POSITIVE = ("norm", "linalg_vector_norm", "sqrt", "rsqrt", "exp", "softplus", "sigmoid")
 
 
 class Differs(Exception):
     """The rewritten attention gives something else than the original; the message says on which inputs."""
 
 
-class _Unsuited(Exception):
-    """The original itself can't run on what was made up; the message says why."""
-
-
 Lower = Callable[[fx.GraphModule, Attention], Any]
-
-
-def expressions(attention: Attention) -> list[Expression]:
-    """All expressions of an attention's parts."""
-    found = [e for p in attention.parts for e in (p.score, p.mask, p.coefficient, p.scale)]
-    return [e for e in found if isinstance(e, Expression)]
 
 
 def leaves(attention: Attention) -> list[fx.Node]:
@@ -153,7 +143,7 @@ def check(gm: fx.GraphModule, attention: Attention, lower: Lower, *, training: b
             try:
                 inputs = Inputs(region, sizes, kind).tensors()
                 _compare(region, inputs, f"{kind} inputs at {name}", training and kind == "random", bool(symbols))
-            except _Unsuited as error:
+            except Unsuited as error:
                 skipped[f"{kind} at {name} not checked: {error}"] = None
             else:
                 done.append(f"{kind} at {name}")
@@ -186,106 +176,19 @@ def _sizes(symbols: list[tuple[Any, int]]) -> list[tuple[str, dict[Any, int]]]:
     ]
 
 
-def _number(size: Any, sizes: dict[Any, int]) -> int:
-    if isinstance(size, torch.SymInt):
-        return int(size.node.expr.xreplace(sizes))
-    return int(size)
-
-
 def _scores(attention: Attention, sizes: dict[Any, int]) -> int | None:
     shape = value(attention.softmaxes[0]).shape
     count = 1
     try:
         for extent in shape:
-            count *= _number(extent, sizes)
+            count *= number(extent, sizes)
     except TypeError:
         return None
     return count
 
 
-class Inputs:
-    """Inputs of a region: random operands and biases, indices that stay inside what they index."""
-
-    def __init__(self, region: Region, sizes: dict[Any, int], kind: str) -> None:
-        self.region, self.sizes, self.kind = region, sizes, kind
-        self.limits = _limits(region.attention, sizes)
-        self.added = {
-            load.tensor: dim for e in (p.score for p in region.attention.parts if p.fill != "finite") for load, dim in _added(e)
-        }
-
-    def tensors(self) -> list[Any]:
-        """One value for each input of the region."""
-        device = value(self.region.attention.output).device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
-            try:
-                return [self._one(node) for node in self.region.inputs]
-            except (TypeError, ValueError, RuntimeError) as error:  # a size that stays symbolic, or more than fits
-                raise _Unsuited(f"no inputs can be made up ({type(error).__name__}: {str(error)[:120]})") from error
-
-    def _one(self, node: fx.Node) -> Any:
-        held = value(node)
-        if isinstance(held, torch.SymInt):
-            return _number(held, self.sizes)
-        if isinstance(held, torch.SymFloat):
-            return float(held.node.expr.xreplace(self.sizes))
-        if not isinstance(held, torch.Tensor):
-            return held
-        shape = [_number(n, self.sizes) for n in held.shape]
-        made = self._values(node, shape, held)
-        spread = torch.empty((*shape, 2), dtype=made.dtype, device=made.device)[..., 0] if self.kind != "random" else made
-        return spread.copy_(made) if spread is not made else made  # not contiguous
-
-    def _values(self, node: fx.Node, shape: list[int], held: torch.Tensor) -> torch.Tensor:
-        odd = self.kind == "adversarial"
-        if held.dtype is torch.bool:
-            chosen = torch.rand(shape, device=held.device) < (0.3 if odd else 0.7)
-            if odd and shape:
-                chosen[..., : max(shape[-1] // 2, 1)] &= torch.rand((*shape[:-1], 1), device=held.device) < 0.5
-            if odd and len(shape) > 1:
-                chosen.view(-1, shape[-1])[::3] = False  # a padding mask without any key for the first sequence
-            if not odd and shape:  # gradients are compared: of a row without keys eager has some, ours has none
-                chosen[..., 0] = True
-            return chosen
-        if not held.dtype.is_floating_point:
-            limit = max(self.limits.get(node, 3), 1)
-            least = 0 if odd else min(1, limit - 1)  # a sequence of no keys is for the adversarial ones
-            return torch.randint(least, limit, shape, device=held.device, dtype=held.dtype)
-        made = torch.randn(shape, device=held.device, dtype=torch.float32)
-        if name_of(node) in POSITIVE:  # as it will be: what divides by it near 0 only compares roundings
-            made = made.abs() + 0.5
-        if odd and node in self.added and shape[self.added[node]] > 2:
-            made.select(self.added[node], 1).fill_(float("-inf"))
-        return made.to(held.dtype)
-
-
-def _added(expression: Expression) -> Iterable[tuple[Load, int]]:
-    """The tensors that are added to the score, with the dimension that runs over the keys."""
-    match expression:
-        case Apply("add" | "to", arguments, _):
-            for argument in arguments:
-                yield from _added(argument)
-        case Load(_, index) if Coordinate("k") in index:
-            yield expression, index.index(Coordinate("k"))
-
-
-def _limits(attention: Attention, sizes: dict[Any, int]) -> dict[fx.Node, int]:
-    """How large the numbers of an integer tensor may be: below the extent of what they index."""
-    found: dict[fx.Node, int] = {}
-    for expression in expressions(attention):
-        for part in expression.walk():
-            if not isinstance(part, Load):
-                continue
-            for place, extent in zip(part.index, value(part.tensor).shape, strict=True):
-                for inner in place.walk():
-                    if isinstance(inner, Load):
-                        limit = _number(extent, sizes) if inner is place else min(2, _number(extent, sizes))
-                        found[inner.tensor] = min(found.get(inner.tensor, limit), limit)
-    return found
-
-
 def _compare(region: Region, inputs: list[Any], where: str, gradients: bool, sized: bool) -> None:
-    """Differs where the two do; _Unsuited where the original doesn't run, or the graph was not captured for such sizes."""
+    """Differs where the two do; Unsuited where the original doesn't run, or the graph was not captured for such sizes."""
     floats = [x for x in inputs if isinstance(x, torch.Tensor) and x.is_floating_point()]
     results = []
     for module in (region.original, region.candidate):
@@ -299,9 +202,9 @@ def _compare(region: Region, inputs: list[Any], where: str, gradients: bool, siz
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             told = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
             if module is region.original:
-                raise _Unsuited(f"the original fails there ({told})") from error
+                raise Unsuited(f"the original fails there ({told})") from error
             if sized and where.endswith("length 1"):  # Dynamo captures symbolic sizes for lengths of 2 and more
-                raise _Unsuited(f"the graph was not captured for it ({told})") from error
+                raise Unsuited(f"the graph was not captured for it ({told})") from error
             raise Differs(f"the lowered one fails on {where}, where the original runs ({told})") from error
         results.append((out.detach(), *grads))
     tolerance = TOLERANCE.get(results[0][0].dtype, 4e-2)

@@ -225,6 +225,12 @@ class Lowering:
     asked: tuple[Any, ...] = ()
 
 
+def expressions(attention: Attention) -> list[Expression]:
+    """All expressions of an attention's parts."""
+    found = [e for p in attention.parts for e in (p.score, p.mask, p.coefficient, p.scale)]
+    return [e for e in found if isinstance(e, Expression)]
+
+
 def plain(part: Part) -> bool:
     """Whether the part is softmax(scale · s) over all keys, with nothing between."""
     return part.mask is None and isinstance(part.score, Score)

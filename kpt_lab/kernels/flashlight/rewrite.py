@@ -15,7 +15,7 @@ from kpt_lab.core import Unsupported
 from kpt_lab.kernels.flashlight import differential, lower, match, regions, shorter
 from kpt_lab.kernels.flashlight.capture import functional_form, remove_dead
 from kpt_lab.kernels.flashlight.explain import Entry, Report, pattern, place
-from kpt_lab.kernels.flashlight.expression import Attention
+from kpt_lab.kernels.flashlight.expression import Attention, expressions
 
 INNER = ("eager", "inductor")
 NOT_CHECKED = "not checked"
@@ -153,13 +153,13 @@ def _signature(attention: Attention) -> str:
     shapes = [(str(tuple(x.node.meta["val"].shape)), str(x.node.meta["val"].dtype), x.dims) for x in nodes]
     loads = [
         (str(tuple(load.tensor.meta["val"].shape)), str(load.tensor.meta["val"].dtype))
-        for expression in differential.expressions(attention)
+        for expression in expressions(attention)
         for load in expression.walk()
         if isinstance(load, differential.Load)
     ]
     fills = [(p.fill, p.groups) for p in attention.parts]
     names = pattern(attention)
-    for i, load in enumerate(x for e in differential.expressions(attention) for x in e.walk()):
+    for i, load in enumerate(x for e in expressions(attention) for x in e.walk()):
         if isinstance(load, differential.Load):
             names = names.replace(load.tensor.name, f"t{i}")
     return repr((names, shapes, loads, fills, attention.dims, attention.dropout))
