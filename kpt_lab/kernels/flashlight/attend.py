@@ -77,6 +77,8 @@ def refused(kernel: str, *, dtype: torch.dtype, width: int, value_width: int, dr
             return "FlashAttention-3 is for Hopper"
         if dropout:
             return "FlashAttention-3 has no dropout"
+        if dtype is torch.float16 and fa3_lacks("FP16"):
+            return "this build of FlashAttention-3 has no float16"
     if kernel in ("flash", "fa3") and (width > 256 or width != value_width):
         return f"{kernel} takes one head width of up to 256"
     if kernel == "cudnn" and (width % 8 or value_width % 8 or max(width, value_width) > 256):
@@ -91,6 +93,15 @@ def refused(kernel: str, *, dtype: torch.dtype, width: int, value_width: int, dr
 def has_fa3() -> bool:
     """Whether a FlashAttention-3 that we know how to call is installed: the fa3-fwd wheel."""
     return importlib.util.find_spec("fa3_fwd_interface") is not None
+
+
+def fa3_lacks(feature: str) -> bool:
+    """Whether the installed FlashAttention-3 says that it was built without a feature: "FP16", "LOCAL" (windows), "SOFTCAP"."""
+    try:
+        from fa3_fwd_config import CONFIG  # type: ignore[import-not-found]
+    except ImportError:  # a build that does not say so has all
+        return False
+    return bool(CONFIG.get("build_flags", {}).get(f"FLASHATTENTION_DISABLE_{feature}"))
 
 
 @torch.library.custom_op("kpt_lab::fa3", mutates_args=())

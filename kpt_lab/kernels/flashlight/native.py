@@ -15,7 +15,7 @@ from torch import Tensor
 from kpt_lab import kernels
 from kpt_lab.kernels import jit, tl
 from kpt_lab.kernels.blockwise import wide
-from kpt_lab.kernels.flashlight import empty_rows, proofs
+from kpt_lab.kernels.flashlight import attend, empty_rows, proofs
 from kpt_lab.kernels.flashlight.arithmetic import arithmetic, inequality
 from kpt_lab.kernels.flashlight.atoms import ONE
 from kpt_lab.kernels.flashlight.expression import Apply, Constant, Coordinate, Expression, Part, Score
@@ -124,14 +124,9 @@ def _side(condition: Expression) -> tuple[str, int] | None:
 
 def lacking(form: Form) -> str:
     """What of a form the installed build of FlashAttention-3 was made without, "" where it has all."""
-    try:
-        from fa3_fwd_config import CONFIG  # type: ignore[import-not-found]
-    except ImportError:  # a build that does not say so has all
-        return ""
-    flags = CONFIG.get("build_flags", {})
-    if (form.left, form.right) != (EVERY, EVERY) and flags.get("FLASHATTENTION_DISABLE_LOCAL"):
+    if (form.left, form.right) != (EVERY, EVERY) and attend.fa3_lacks("LOCAL"):
         return "this build of FlashAttention-3 has no windows"
-    if form.cap and flags.get("FLASHATTENTION_DISABLE_SOFTCAP"):
+    if form.cap and attend.fa3_lacks("SOFTCAP"):
         return "this build of FlashAttention-3 bends no scores"
     return ""
 

@@ -221,6 +221,12 @@ def test_a_build_says_what_it_was_made_without(monkeypatch):
     flags["FLASHATTENTION_DISABLE_SOFTCAP"] = True
     assert native.lacking(Form(causal=True, cap=3.0)) == "this build of FlashAttention-3 bends no scores"
     assert native.lacking(Form()) == ""
+    monkeypatch.setattr(attend, "has_fa3", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    half = {"dtype": torch.float16, "width": 64, "value_width": 64, "dropout": 0.0, "device": torch.device("cuda", 0)}
+    assert attend.refused("fa3", **half) == ""
+    flags["FLASHATTENTION_DISABLE_FP16"] = True
+    assert attend.refused("fa3", **half) == "this build of FlashAttention-3 has no float16"
 
 
 # ---- keys moved together
