@@ -21,10 +21,8 @@ from kpt_lab.race import race
 from kpt_lab.remembered import Store
 
 STORE = Store("attention.json", "kernels are raced again")
-FULL, KEYS = (
-    2**18,
-    2**21,
-)  # rows of queries and of keys (batch times heads times length) from which more of the batch changes nothing
+# Rows of queries and of keys (batch times heads times length) from which more of the batch changes nothing
+FULL, KEYS = 2**18, 2**21
 WRONG = 0.03  # relative error above which a candidate's numbers are not the attention's
 SHORTEST, LONGEST = 128, 16384  # lengths that share a bucket below and above
 _LAUNCH_NS = 3_500_000  # of a forward and a backward on a slow host, for which the device waits before it is timed
@@ -221,8 +219,8 @@ def tune_flex(
     """
     steps: dict[str, Callable[[], Any]] = {"fa3": native} if native else {}
     for options in FLEX:
-        step = make(options)
         try:
+            step = make(options)
             step()
         except torch.OutOfMemoryError:
             raise

@@ -181,6 +181,19 @@ def test_tuning_times_each_way_once_and_remembers(hopper, monkeypatch, tmp_path)
     assert choose.STORE.recall(shape.for_flex().key(torch.device("cpu"))) == {"seconds": seconds}
 
 
+def test_block_sizes_that_no_compiler_takes_are_left_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("KPT_LAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(choose, "race", lambda steps: dict.fromkeys(steps, 1.0))
+
+    def make(options):
+        if options:
+            raise Unsupported("no attention was fused: the fused form could not be compiled")
+        return lambda: None
+
+    shape = choose.Shape(FLOAT, 16, 16, 4, 2, 300, 300, "flex mask")
+    assert choose.tune_flex(shape, torch.device("cpu"), make) == {"{}": 1.0}
+
+
 def test_tuning_without_a_gpu_says_so():
     made = attention.forward.make(
         device="cpu", dtype="float32", seed=0, batch=1, heads=2, groups=1, length=9, width=8, variant="causal"
