@@ -81,14 +81,9 @@ def cells(part: str) -> Iterator[Cell]:
     elif part == "native":
         for variant, length in (("padding", 8192), ("softcap", 4096), ("padding", 2048)):
             for width, groups in ((128, 1), (64, 8)):
-                kept = (
-                    {"kept": True} if variant == "softcap" else {}
-                )  # a mask over keys alone costs the same however often it changes
-                yield (
-                    forward,
-                    (attention.flex_rebuilt if not kept else flex, NATIVE),
-                    sized(length, width, groups, variant) | kept,
-                )
+                # a mask over keys alone costs the same however often it changes
+                kept, peer = ({"kept": True}, flex) if variant == "softcap" else ({}, attention.flex_rebuilt)
+                yield forward, (peer, NATIVE), sized(length, width, groups, variant) | kept
     elif part == "eager":
         for length in (4096, 1024, 16384):
             for variant in ("causal", "document", "softcap", "plain"):

@@ -148,6 +148,14 @@ def inequality(op: str, left: Expression, right: Expression) -> tuple[Terms, boo
     return plus(plus(terms(left), terms(right), -1), {(): 1} if op in ("gt", "lt") else {}, -1), op == "eq"
 
 
+def at_least_zero(condition: Expression) -> Terms | None:
+    """The polynomial that a comparison of integers says is at least 0, None for equalities and anything else."""
+    if not isinstance(condition, Apply) or len(condition.arguments) != 2:
+        return None
+    found = inequality(condition.op, *condition.arguments)
+    return None if found is None or found[1] else found[0]
+
+
 def symbolic(expr: Any, named: Callable[[Any], Expression | None]) -> Expression | None:
     """What sympy says of a size as an expression; `named` gives what stands for a symbol. None where it can't be read."""
     if expr.is_Integer:

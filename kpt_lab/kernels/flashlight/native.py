@@ -16,7 +16,7 @@ from kpt_lab import kernels
 from kpt_lab.kernels import jit, tl
 from kpt_lab.kernels.blockwise import wide
 from kpt_lab.kernels.flashlight import attend, empty_rows, proofs
-from kpt_lab.kernels.flashlight.arithmetic import arithmetic, inequality
+from kpt_lab.kernels.flashlight.arithmetic import arithmetic, at_least_zero
 from kpt_lab.kernels.flashlight.atoms import ONE
 from kpt_lab.kernels.flashlight.expression import Apply, Constant, Coordinate, Expression, Part, Score
 from kpt_lab.kernels.flashlight.logic import conjuncts
@@ -97,10 +97,10 @@ def places(expression: Expression) -> set[str]:
 
 def _lengths(mask: Expression) -> Expression | None:
     """n where the mask says k < n and n is over the batch alone."""
-    found = inequality(mask.op, *mask.arguments) if isinstance(mask, Apply) and len(mask.arguments) == 2 else None
-    if found is None or found[1]:
+    found = at_least_zero(mask)
+    if found is None:
         return None
-    rest = dict(found[0])
+    rest = dict(found)
     if rest.pop((Coordinate("k"),), 0) != -1:
         return None
     limit = arithmetic("add", total(rest), ONE)
@@ -109,12 +109,10 @@ def _lengths(mask: Expression) -> Expression | None:
 
 def _side(condition: Expression) -> tuple[str, int] | None:
     """How many keys behind ("left") or ahead ("right") of its own a query sees by one condition."""
-    if not isinstance(condition, Apply) or len(condition.arguments) != 2:
+    found = at_least_zero(condition)
+    if found is None:
         return None
-    found = inequality(condition.op, *condition.arguments)
-    if found is None or found[1]:
-        return None
-    rest = dict(found[0])
+    rest = dict(found)
     ahead, behind = rest.pop((Coordinate("q"),), 0), rest.pop((Coordinate("k"),), 0)
     reach = number(rest)
     if reach is None or reach < 0 or (ahead, behind) not in ((1, -1), (-1, 1)):

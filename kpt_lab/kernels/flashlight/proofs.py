@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kpt_lab.kernels.flashlight.algebra import simplify, substitute
-from kpt_lab.kernels.flashlight.arithmetic import arithmetic, compare, inequality, symbolic
+from kpt_lab.kernels.flashlight.arithmetic import arithmetic, at_least_zero, compare, symbolic
 from kpt_lab.kernels.flashlight.atoms import ONE, TRUE, ZERO, Variable
 from kpt_lab.kernels.flashlight.expression import Apply, Constant, Coordinate, Expression, Size
 from kpt_lab.kernels.flashlight.polynomials import Terms, number, terms
@@ -62,13 +62,10 @@ def same_size(one: Length, other: Length) -> bool:
 
 def causal_offset(mask: Expression) -> Terms | None:
     """The polynomial c where the mask says exactly k <= q + c, and c is made of sizes and numbers only; else None."""
-    found = _placed(mask, {})
-    if not isinstance(found, Apply) or len(found.arguments) != 2:
+    found = at_least_zero(_placed(mask, {}))
+    if found is None:
         return None
-    form = inequality(found.op, *found.arguments)
-    if form is None or form[1]:
-        return None
-    rest = dict(form[0])
+    rest = dict(found)
     if rest.pop((Coordinate("q"),), 0) != 1 or rest.pop((Coordinate("k"),), 0) != -1:
         return None
     return rest if all(isinstance(atom, Size) for monomial in rest for atom in monomial) else None

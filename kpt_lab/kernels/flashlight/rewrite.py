@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,10 @@ from kpt_lab.kernels.flashlight.expression import Attention, expressions
 INNER = ("eager", "inductor")
 NOT_CHECKED = "not checked"
 _LONG = 512  # a dimension from which on it may be a length that makes the scores too many
+
+
+class UncompiledWarning(UserWarning):
+    """A fused form could not be compiled, so that nothing was fused in its graph."""
 
 
 class Backend:
@@ -59,11 +64,14 @@ class Backend:
             return self._finish(graph, inputs, rewritten=True)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a compiler meets: told as the reason, and the graph runs as it was
+        except (
+            Exception
+        ) as error:  # of torch, Triton or a C++ compiler, which share no class; told, and the graph runs as it was
             told = f"the fused form could not be compiled: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             report.entries = [
                 dataclasses.replace(x, matched=False, lowering=None, reason=told) if x.matched else x for x in report.entries
             ]
+            warnings.warn(f"flashlight: {told}; the graph runs as it was", UncompiledWarning, stacklevel=2)
             return self._finish(graph_module, inputs, rewritten=False)
 
     def _replace(self, graph: fx.GraphModule, draft: match.Draft, report: Report) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from kpt_lab.core import Unsupported
 from kpt_lab.kernels.flashlight import choose
-from kpt_lab.kernels.flashlight.rewrite import Rewritten, apply
+from kpt_lab.kernels.flashlight.rewrite import Rewritten, UncompiledWarning, apply
 
 
 def tune(fn: Callable[..., Any], args: tuple) -> dict[str, float]:
@@ -33,7 +34,9 @@ def tune(fn: Callable[..., Any], args: tuple) -> dict[str, float]:
     inputs = [x for x in tensors if x.requires_grad]
 
     def make(options: Mapping[str, Any]) -> Callable[[], Any]:
-        return step(apply(fn, args, kernel="flex", kernel_options=dict(options)))
+        with warnings.catch_warnings():  # refused as Unsupported all the same, and then left out
+            warnings.simplefilter("ignore", UncompiledWarning)
+            return step(apply(fn, args, kernel="flex", kernel_options=dict(options)))
 
     def step(fused: Rewritten) -> Callable[[], Any]:
         if not shape.training:
