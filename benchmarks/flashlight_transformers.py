@@ -44,8 +44,13 @@ class Hidden(nn.Module):
         from transformers import AutoConfig, AutoModel
 
         config = AutoConfig.for_model(kind, attn_implementation="eager", **settings)
+        self.recipe = (kind, names, settings)
         self.model, self.names = AutoModel.from_config(config), names
         self.constants = {} if kind in ("vit", "bert") else {"use_cache": False}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Kept as what it is made from: a cell makes a model for each technique, and to unpickle 1.2 GB takes seconds each time."""
+        return built, self.recipe
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         given = dict(zip(self.names, inputs, strict=True))
@@ -53,6 +58,14 @@ class Hidden(nn.Module):
             lengths, place = given.pop("lengths"), torch.arange(given["input_ids"].shape[1], device=given["input_ids"].device)
             given["attention_mask"] = (place < lengths[:, None]).long()
         return self.model(**given, **self.constants).last_hidden_state
+
+
+def built(*recipe: Any) -> Hidden:
+    """The same weights each time on one kind of device, made on the GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(0)
+        return Hidden(*recipe).eval()
 
 
 @dataclass(frozen=True)
@@ -70,9 +83,7 @@ class Case:
         """The model, in evaluation mode, and one set of inputs."""
         small = device == "cpu"
         inputs = self.inputs(2, 24) if small else self.inputs(self.batch, self.tokens)
-        torch.manual_seed(0)
-        model = Hidden(self.kind, tuple(inputs), self.settings | (self.small if small else {}))
-        return model.eval(), tuple(inputs.values())
+        return built(self.kind, tuple(inputs), self.settings | (self.small if small else {})), tuple(inputs.values())
 
 
 def ids(batch: int, tokens: int, seed: int = 0) -> torch.Tensor:

@@ -348,8 +348,14 @@ def main() -> int:
         each = [one["training"] for one in whole]
         if any(part["settings"] != each[0]["settings"] for part in each):
             parser.error("--merge takes files of one setting")
-        found["training"] = compared([run for part in each for run in part["runs"]], each[0]["settings"], each[0]["layers"])
-        found["training"]["environment"] = whole[0]["environment"]  # where they ran, which need not be where the rest did
+        runs = [
+            {"git": one["training"].get("environment", one["environment"])["git"], **run}
+            for one, part in zip(whole, each, strict=True)
+            for run in part["runs"]
+        ]
+        found["training"] = compared(runs, each[0]["settings"], each[0]["layers"])
+        # where they ran, which need not be where the rest did
+        found["training"]["environment"] = each[0].get("environment", whole[0]["environment"])
         found.setdefault("environment", whole[0]["environment"])
         path.write_text(json.dumps(found, indent=1) + "\n")
         chosen.parts = []
