@@ -1,0 +1,84 @@
+"""The tables of whole models, against what the record's file itself holds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kpt_lab.core import Metric, Trials
+from kpt_lab.kernels import flashlight_models as models
+
+FOLDER = Path(__file__).parents[2] / "notebooks/phase1/results/attention"
+
+
+@pytest.fixture(scope="module")
+def trials() -> Trials:
+    found = models.recorded(FOLDER)
+    assert found
+    return found
+
+
+def lines() -> list[dict[str, Any]]:
+    files = FOLDER.glob("transformers.*.jsonl")
+    return [row for file in files for row in map(json.loads, file.read_text().splitlines()) if row["kind"] == "trial"]
+
+
+def rows(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_nothing_recorded_is_no_trials(tmp_path: Path) -> None:
+    assert len(models.recorded(tmp_path)) == 0
+
+
+@pytest.mark.parametrize("metric", ["wall_time", "time"])
+def test_the_speedup_is_of_the_recorded_samples(trials: Trials, metric: str) -> None:
+    """The ratio of medians lies within a few percent of the median of ratios that the table shows."""
+    shown = {(row[0], row[1]): row for row in rows(models.table(trials, metric))}
+    for name in {(line["workload"], line["params"]["mode"]) for line in lines()}:
+        took = {
+            line.get("knobs", {}).get("name", line["technique"]): statistics.median(line["samples"][metric])
+            for line in lines()
+            if (line["workload"], line["params"]["mode"]) == name and line["status"] == "ok"
+        }
+        mine = took.pop("flashlight")
+        best = min(took, key=took.__getitem__)
+        row = shown[name[0].removeprefix("transformers."), models.MODES[name[1]]]
+        assert row[-3] == best
+        assert float(row[-2].split("x")[0]) == pytest.approx(took[best] / mine, rel=0.08)
+
+
+def test_a_slower_one_is_called_slower(trials: Trials) -> None:
+    """All times of flashlight threefold: it loses wherever there is an interval."""
+
+    def slowed(trial: Any) -> Any:
+        if trial.label != models.FLASHLIGHT:
+            return trial
+        samples = {name: [3 * x for x in taken] for name, taken in trial.samples.items()}
+        metrics = {name: replace(m, value=3 * m.value) if "time" in name else m for name, m in trial.metrics.items()}
+        return replace(trial, samples=samples, metrics=metrics)
+
+    verdicts = {row[-1] for row in rows(models.table(Trials(map(slowed, trials))))}
+    assert "SLOWER" in verdicts
+    assert not verdicts & {"FASTER", "SAME"}
+
+
+def test_what_did_not_run_leaves_its_place_empty(trials: Trials) -> None:
+    without = Trials(replace(t, status="failed") if t.label == models.FLASHLIGHT else t for t in trials)
+    for row in rows(models.table(without)):
+        assert row[-4:] == ["", "", "", ""]
+    assert rows(models.memory(without)) == []
+
+
+def test_memory_is_the_peak(trials: Trials) -> None:
+    one = Trials(
+        replace(t, metrics={"memory.peak": Metric(8e9 if t.label == "eager" else 2e9, "B", "measured")})
+        for t in trials.where(workload="transformers.llama", mode="forward")
+        if t.label in ("eager", "flashlight")
+    )
+    assert rows(models.memory(one)) == [["llama", "forward", "8 GB", "2 GB", "25%"]]
