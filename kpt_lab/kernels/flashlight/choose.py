@@ -196,15 +196,35 @@ def flex_options(shape: Shape, device: torch.device, *, native: bool = False) ->
 
     native: whether FlashAttention-3 could take it in a form of its own; it is then the choice where it was measured to be faster.
     """
-    known = STORE.recall(shape.for_flex().key(device)) if device.type == "cuda" else None
+    known = STORE.recall(shape.for_flex().key(device))
     seconds = known.get("seconds") if known else None
     tiles = {name: took for name, took in seconds.items() if name != "fa3"} if isinstance(seconds, dict) else {}
     if not tiles:
         return Choice("flex", "block sizes are torch's own, not measured", {}, {})
     best = min(tiles, key=tiles.__getitem__)
-    if native and isinstance(seconds, dict) and seconds.get("fa3", math.inf) < tiles[best]:
-        return Choice("fa3", "measured to be faster than flex", {"fa3": seconds["fa3"], "flex": tiles[best]}, {})
-    return Choice("flex", f"block sizes are the fastest of {len(tiles)} measured", tiles, json.loads(best))
+    fa3 = seconds.get("fa3", math.inf) if native and isinstance(seconds, dict) else math.inf
+    told = {"fa3": fa3, "flex": tiles[best]} if fa3 < math.inf else tiles
+    if fa3 < tiles[best]:
+        return Choice("fa3", "measured to be faster than flex", told, {})
+    if len(tiles) == 1:
+        return Choice("flex", "block sizes are torch's own", told, {})
+    return Choice("flex", f"block sizes are the fastest of {len(tiles)} measured", told, json.loads(best))
+
+
+def raced(shape: Shape, device: torch.device) -> bool:
+    """Whether it is remembered how FlexAttention compares for such an attention."""
+    return STORE.recall(shape.for_flex().key(device)) is not None
+
+
+def race_native(shape: Shape, device: torch.device, steps: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Race "flex", with torch's own block sizes, and "fa3", FlashAttention-3 in a form of its own; remember the seconds of both.
+
+    Without gradients. Where one of them is missing or can't be captured as a CUDA graph nothing is measured, and that remembered.
+    """
+    seconds = race(steps) if len(steps) == 2 else {}
+    found = {"{}": seconds["flex"], "fa3": seconds["fa3"]} if len(seconds) == 2 else {}
+    STORE.remember(shape.for_flex().key(device), {"seconds": found})
+    return found
 
 
 def tune_flex(

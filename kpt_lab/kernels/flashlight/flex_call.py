@@ -32,6 +32,8 @@ class Options:
                 query and key too where a finite number is added to the scores, though the result does not depend on them.
     kernel:     "auto", "flex", or one of `attend.KERNELS`; of these "fa3" also takes bent scores, windows and masks over keys alone.
     measure:    race kernels on a CUDA device where no choice is remembered for the shape.
+    native:     FlashAttention-3's own forms under "auto": "measured" takes one where it was measured to be faster than FlexAttention,
+                "never" none, and a kind of attention (`FlexCall.kind`) those of that kind alone, faster or not.
     block_masks: skip blocks of keys that the mask leaves out.
     training:   whether gradients will be asked for; None asks whether grad mode is on and an input of the graph requires them.
     kernel_options: for FlexAttention's templates, over what was chosen.
@@ -40,6 +42,7 @@ class Options:
     empty_rows: Literal["eager", "zero"] = "eager"
     kernel: str = "auto"
     measure: bool = True
+    native: str = "measured"
     block_masks: bool = True
     training: bool | None = None
     kernel_options: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +61,7 @@ class FlexCall(Layout):
         super().__init__(gm, attention)
         self.options = options
         self.asked: list[choose.Shape] = []
+        self.unraced: list[choose.Shape] = []
         self.training = _training(gm) if options.training is None else options.training
 
     def shape(self, part: Part, kind: str) -> choose.Shape:

@@ -80,7 +80,13 @@ class _Site(FlexCall):
         attention.output.replace_all_uses_with(result)
         kernel = kernels[0] if len(set(kernels)) == 1 else " + ".join(kernels)
         times = f"{len(kernels)} calls, summed: " if len(kernels) > 1 else ""
-        return Lowering(kernel, times + "; ".join(dict.fromkeys(reasons)), self.measured, asked=tuple(self.asked))
+        return Lowering(
+            kernel,
+            times + "; ".join(dict.fromkeys(reasons)),
+            self.measured,
+            asked=tuple(self.asked),
+            unraced=tuple(self.unraced),
+        )
 
     def part(self, part: Part, value: fx.Node) -> tuple[fx.Node, str, str]:
         """One softmax times the values as (b, h, l, d), the kernel's name and the reason for it."""
@@ -103,11 +109,9 @@ class _Site(FlexCall):
             return self.native(part, query, key, value), "fa3", f"fa3 was asked for; {reason}"
         if forced == "auto" and not self.refused(part):
             shape = self.shape(part, self.kind(part))
-            choice = choose.flex_options(shape, self.device, native=True)
-            if choice.kernel == "fa3":
+            if why := self.faster(shape):
                 self.asked.append(shape)
-                self.measured.update(choice.seconds)
-                return self.native(part, query, key, value), "fa3", f"{reason}; {choice.reason}"
+                return self.native(part, query, key, value), "fa3", f"{reason}; {why}"
         if forced not in ("auto", "flex"):
             raise Unsupported(f"kernel is {forced!r}, which has no mask or score function, and {reason}")
         if self.attention.dropout:
@@ -119,6 +123,17 @@ class _Site(FlexCall):
         if lacking := self.lacking(part):
             return self.blocked(scale_as_number(part), query, key, value), "blocked", f"{reason}; {lacking}"
         return self.flex(part, query, key, value), "flex", reason
+
+    def faster(self, shape: choose.Shape) -> str:
+        """Why FlashAttention-3's own form is taken, "" where FlexAttention is; noted where nobody has raced the two."""
+        if self.options.native != "measured":
+            return "asked for" if self.options.native == shape.kind else ""
+        if not choose.raced(shape, self.device):
+            self.unraced.append(shape)
+            return ""
+        choice = choose.flex_options(shape, self.device, native=True)
+        self.measured.update(choice.seconds)
+        return choice.reason if choice.kernel == "fa3" else ""
 
     def refused(self, part: Part) -> str:
         """Why FlashAttention-3 can't take a part in one of its own forms, "" where it can."""

@@ -45,6 +45,12 @@ class Backend:
         self.checked: dict[str, str] = {}
         self.too_long: set[int] = set()  # lengths whose scores are too many to be compared
 
+    def again(self, inner: str, mode: str | None) -> Backend:
+        """One with the same options, that compares nothing again which was compared."""
+        other = Backend(inner, mode, check=self.check, **dataclasses.asdict(self.options))
+        other.checked, other.before, other.too_long = self.checked, self.reports, self.too_long
+        return other
+
     def __call__(self, graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         report = Report()
         self.reports.append(report)
@@ -181,22 +187,36 @@ class Rewritten:
     """
 
     def __init__(self, fn: Callable[..., Any], backend: Backend, dynamic: bool | None = None) -> None:
-        self.fn, self.backend = fn, backend
+        self.fn, self.backend, self.dynamic = fn, backend, dynamic
         self.call = torch.compile(_own_frame(fn), backend=backend, dynamic=dynamic)
+        self.settled = 0  # graphs for which nothing is left to be raced
 
     @torch.compiler.disable(reason="flashlight's rewrite would be lost in another compilation; use flashlight >> torch.compile")
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.call(*args, **kwargs)
+        result = self.call(*args, **kwargs)
+        if self.settled != len(self.backend.reports):
+            self._settle(args, kwargs)
+        return result
+
+    def _settle(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Where a graph was captured that has an attention for two kernels: race them, and start anew with what is faster."""
+        reports, self.settled = self.backend.reports[self.settled :], len(self.backend.reports)
+        if not any(entry.lowering and entry.lowering.unraced for report in reports for entry in report.entries):
+            return
+        from kpt_lab.kernels.flashlight.tune import raced
+
+        if raced(self, args, kwargs):
+            self.backend = self.backend.again(self.backend.inner, self.backend.mode)
+            self.call = torch.compile(_own_frame(self.fn), backend=self.backend, dynamic=self.dynamic)
+            self.call(*map(copied, args), **{name: copied(x) for name, x in kwargs.items()})
+            self.settled = len(self.backend.reports)
 
     def compile_with(self, mode: str | None = None, dynamic: bool | None = None) -> Rewritten:
         """The same with the rest of its graphs compiled by Inductor."""
-        options = dataclasses.asdict(self.backend.options)
-        backend = Backend("inductor", mode, check=self.backend.check, **options)
-        backend.checked, backend.before = self.backend.checked, self.backend.reports
-        return Rewritten(self.fn, backend, dynamic)
+        return Rewritten(self.fn, self.backend.again("inductor", mode), dynamic)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("fn", "backend", "call"):
+        if name in ("fn", "backend", "call", "dynamic", "settled"):
             raise AttributeError(name)
         return getattr(self.fn, name)
 
@@ -223,7 +243,7 @@ def apply(fn: Callable[..., Any], args: tuple, **options: Any) -> Rewritten:
     It is run once on copies of `args`, so that what can't be rewritten is known now; buffers and random state are put back.
     """
     made = Rewritten(fn, Backend(**options))
-    copies = [_copy(x) for x in args]
+    copies = [copied(x) for x in args]
     buffers = {name: buffer.clone() for name, buffer in fn.named_buffers()} if isinstance(fn, nn.Module) else {}
     devices = sorted({x.get_device() for x in args if isinstance(x, torch.Tensor) and x.is_cuda})
     with torch.random.fork_rng(devices=devices):
@@ -245,7 +265,7 @@ def apply(fn: Callable[..., Any], args: tuple, **options: Any) -> Rewritten:
     return made
 
 
-def _copy(given: Any) -> Any:
+def copied(given: Any) -> Any:
     """A tensor with the same values and the very same strides, expanded dimensions too: other ones would compile anew."""
     if not isinstance(given, torch.Tensor):
         return given

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from kpt_lab.core import Unsupported
 from kpt_lab.kernels.flashlight import choose
-from kpt_lab.kernels.flashlight.rewrite import Rewritten, UncompiledWarning, apply
+from kpt_lab.kernels.flashlight.rewrite import Backend, Rewritten, UncompiledWarning, apply, copied
 
 
 def tune(fn: Callable[..., Any], args: tuple) -> dict[str, float]:
@@ -21,17 +23,15 @@ def tune(fn: Callable[..., Any], args: tuple) -> dict[str, float]:
     ValueError where `fn` holds none for FlexAttention, or of several kinds, or where `args` are on no CUDA device; Unsupported as
     from `flashlight.apply`.
     """
-    tensors = [x for x in args if isinstance(x, torch.Tensor)]
-    device = next((x.device for x in tensors if x.is_cuda), None)
+    device = _device(args)
     if device is None:
         raise ValueError("args hold no tensor on a CUDA device; tuning measures one")
-    entries = [entry for report in apply(fn, args).backend.reports for entry in report.entries]
-    asked = {shape.for_flex(): shape for entry in entries if entry.lowering for shape in entry.lowering.asked}
+    asked = {shape.for_flex(): shape for shape in _shapes(apply(fn, args), "asked")}
     if len(asked) != 1:
         kinds = ", ".join(sorted(shape.kind for shape in asked)) or "none"
         raise ValueError(f"fn holds attentions of these kinds for FlexAttention: {kinds}; exactly one is accepted at a time")
     (shape,) = asked.values()
-    inputs = [x for x in tensors if x.requires_grad]
+    inputs = [x for x in args if isinstance(x, torch.Tensor) and x.requires_grad]
 
     def make(options: Mapping[str, Any]) -> Callable[[], Any]:
         with warnings.catch_warnings():  # refused as Unsupported all the same, and then left out
@@ -49,3 +49,60 @@ def tune(fn: Callable[..., Any], args: tuple) -> dict[str, float]:
     except Unsupported:
         native = None
     return choose.tune_flex(shape, device, make, native)
+
+
+def raced(made: Rewritten, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    """Race FlashAttention-3's own forms with FlexAttention for what `made` has them for and nobody knows; whether one is faster.
+
+    Whole calls are raced, once for each kind of attention on this device, and remembered. Nothing is raced for a module in training
+    mode, whose buffers a call may change, nor where there is too little memory for a second one.
+    """
+    unraced, device = {shape.for_flex(): shape for shape in _shapes(made, "unraced")}, _device((*args, *kwargs.values()))
+    if not unraced or device is None or torch.cuda.is_current_stream_capturing():
+        return False
+    if isinstance(made.fn, nn.Module) and made.fn.training:
+        return False
+    given, named = [copied(x) for x in args], {name: copied(x) for name, x in kwargs.items()}
+
+    def rival(native: str) -> Rewritten:
+        return Rewritten(
+            made.fn, Backend(check=made.backend.check, **dataclasses.asdict(made.backend.options) | {"native": native})
+        )
+
+    def step(fused: Rewritten) -> Callable[[], Any]:
+        return lambda: fused(*given, **named)
+
+    faster = False
+    try:
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            warnings.catch_warnings(),
+            torch.no_grad(),
+        ):
+            warnings.simplefilter("ignore", UncompiledWarning)  # of a rival alone: there is nothing to do about it
+            for shape in unraced.values():
+                rivals = {"flex": rival("never"), "fa3": rival(shape.kind)}
+                for fused in rivals.values():
+                    fused(*given, **named)
+                alike = _fused(rivals["flex"]) == _fused(rivals["fa3"])  # else attention as it was written would be raced
+                seconds = choose.race_native(shape, device, {name: step(x) for name, x in rivals.items()} if alike else {})
+                faster |= bool(seconds) and min(seconds, key=seconds.__getitem__) == "fa3"
+    except torch.OutOfMemoryError:
+        return faster
+    return faster
+
+
+def _fused(made: Rewritten) -> list[bool]:
+    """Which of the softmaxes are fused."""
+    return [entry.matched for report in made.backend.reports for entry in report.entries]
+
+
+def _device(args: tuple) -> torch.device | None:
+    """Of the first tensor on a CUDA device."""
+    return next((x.device for x in args if isinstance(x, torch.Tensor) and x.is_cuda), None)
+
+
+def _shapes(made: Rewritten, kind: str) -> list[choose.Shape]:
+    """What the attentions of `made` "asked" FlexAttention's options for, or are "unraced"."""
+    entries = [entry for report in made.backend.reports for entry in report.entries]
+    return [shape for entry in entries if entry.lowering for shape in getattr(entry.lowering, kind)]

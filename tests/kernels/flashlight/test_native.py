@@ -317,3 +317,177 @@ def test_what_was_tuned_is_taken(monkeypatch, tmp_path):
 def test_keys_are_moved_on_a_gpu(share):
     key, value = (torch.randn(3, 501, 4, 64, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(2))
     moved(key, value, torch.rand(3, 501, device="cuda") < share)
+
+
+# ---- raced where nobody knows
+
+
+def padded(q, k, v, keep):
+    return (q @ k.mT / 4).masked_fill(~keep[:, None, None, :], -1e9).softmax(-1) @ v
+
+
+def capped_attention(q, k, v):
+    return (5 * torch.tanh(q @ k.mT / 4 / 5)).softmax(-1) @ v
+
+
+def given_padded(rows=2, queries=33, keys=33):
+    q, k, v = qkv(queries, keys, heads=2, kv_heads=2, rows=rows)
+    return q, k, v, torch.arange(keys) < torch.tensor([keys // 2, keys])[:, None]
+
+
+@pytest.fixture
+def racing(hopper, monkeypatch, tmp_path):
+    """A device on which `faster` wins every race; gives the kinds of the rivals in the order of the races."""
+    monkeypatch.setenv("KPT_LAB_CACHE", str(tmp_path))
+    module = sys.modules["kpt_lab.kernels.flashlight.tune"]
+    monkeypatch.setattr(module, "_device", lambda args: torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    found = types.SimpleNamespace(faster="fa3", races=0)
+
+    def race(steps):
+        found.races += 1
+        for step in steps.values():
+            step()
+        return {name: 1.0 if name == found.faster else 2.0 for name in steps}
+
+    monkeypatch.setattr(choose, "race", race)
+    return found
+
+
+def taken(fused):
+    return [entry.lowering.kernel for entry in explain(fused).entries if entry.lowering]
+
+
+@pytest.mark.parametrize(("faster", "kernel"), [("fa3", "fa3"), ("flex", "flex")])
+def test_the_first_use_races_and_later_ones_remember(racing, faster, kernel):
+    racing.faster = faster
+    args = given_padded()
+    fused = flashlight.apply(padded, args)
+    assert taken(fused) == [kernel]
+    torch.testing.assert_close(fused(*args), padded(*args))
+    (entry,) = explain(fused).entries
+    assert ("measured to be faster than flex" in entry.lowering.reason) == (kernel == "fa3")
+    assert racing.races == 1
+    longer = given_padded(queries=70, keys=70)
+    torch.testing.assert_close(fused(*longer), padded(*longer))
+    assert taken(flashlight.apply(padded, longer)) == [kernel]
+    assert racing.races == 1
+
+
+def test_with_torch_compile_behind_it_the_winner_is_taken_too(racing):
+    from kpt_lab import baselines
+
+    args = given_padded()
+    whole = (flashlight >> baselines.compiled).apply(padded, args)
+    torch.testing.assert_close(whole(*args), padded(*args))
+    assert taken(whole) == ["fa3"]
+    assert racing.races == 1
+
+
+def test_each_kind_is_raced_by_itself(racing, monkeypatch):
+    def two(q, k, v, keep):
+        return capped_attention(q, k, v) + padded(q, k, v, keep)
+
+    wins = iter(["fa3", "flex"])
+
+    def race(steps):
+        racing.races += 1
+        winner = next(wins)
+        return {name: 1.0 if name == winner else 2.0 for name in steps}
+
+    monkeypatch.setattr(choose, "race", race)
+    args = given_padded()
+    fused = flashlight.apply(two, args)
+    assert racing.races == 2
+    assert taken(fused) == ["fa3", "flex"]
+    torch.testing.assert_close(fused(*args), two(*args))
+
+
+def test_what_can_t_be_captured_is_not_tried_again(racing, monkeypatch):
+    monkeypatch.setattr(choose, "race", lambda steps: {"flex": 1.0})
+    args = given_padded()
+    assert taken(flashlight.apply(padded, args)) == ["flex"]
+    monkeypatch.setattr(choose, "race", lambda steps: pytest.fail("raced again"))
+    fused = flashlight.apply(padded, args)
+    assert taken(fused) == ["flex"]
+    assert "block sizes" not in explain(fused).entries[0].lowering.reason
+
+
+def test_a_form_that_gives_other_numbers_is_not_raced(racing, monkeypatch):
+    plainly = native._plainly
+    monkeypatch.setattr(native, "_plainly", lambda *args: 1.1 * plainly(*args))
+    args = given_padded()
+    fused = flashlight.apply(padded, args)
+    assert (taken(fused), racing.races) == (["flex"], 0)
+    torch.testing.assert_close(fused(*args), padded(*args))
+
+
+def test_running_out_of_memory_leaves_what_was_there(racing, monkeypatch):
+    def race(steps):
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(choose, "race", race)
+    args = given_padded()
+    assert taken(flashlight.apply(padded, args)) == ["flex"]
+
+
+class Layer(torch.nn.Module):
+    """A padded attention with a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.eye(16) + 0.1)
+
+    def forward(self, q, k, v, keep=None):
+        return padded(q @ self.weight, k, v, keep)
+
+
+def test_a_module_is_raced_in_its_first_call_without_gradients(racing):
+    """Before that its weights ask for gradients, which FlashAttention-3 has not in this form."""
+    *args, keep = given_padded()
+    layer = Layer().eval()
+    fused = flashlight.apply(layer, (*args, keep))
+    assert racing.races == 0
+    with torch.no_grad():
+        torch.testing.assert_close(fused(*args, keep=keep), layer(*args, keep))
+        assert racing.races == 1
+        assert "fa3" in taken(fused)
+        torch.testing.assert_close(fused(*args, keep=keep), layer(*args, keep))
+    fused(*args, keep).sum().backward()
+    assert layer.weight.grad is not None
+    assert racing.races == 1
+
+
+def test_a_module_in_training_mode_is_left_alone(racing):
+    """A call may change its buffers, and a race makes many."""
+    layer = Layer().train().requires_grad_(False)
+    assert taken(flashlight.apply(layer, given_padded())) == ["flex"]
+    assert racing.races == 0
+    assert taken(flashlight.apply(layer.eval(), given_padded())) == ["fa3"]
+
+
+def test_random_numbers_go_on_as_without_a_race(racing):
+    args = given_padded()
+    torch.manual_seed(3)
+    flashlight.apply(padded, args)
+    after = torch.rand(3)
+    torch.manual_seed(3)
+    torch.testing.assert_close(after, torch.rand(3))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", ["softcap", "padding"])
+def test_first_use_on_a_gpu_takes_what_is_faster(variant, monkeypatch, tmp_path):
+    if not attend.has_fa3():
+        pytest.skip("fa3-fwd is not installed")
+    monkeypatch.setenv("KPT_LAB_CACHE", str(tmp_path))
+    made = attention.forward.make(
+        device="cuda", dtype="bfloat16", seed=0, batch=4, heads=8, groups=1, length=2048, width=64, variant=variant
+    )
+    fused = flashlight.apply(made.fn, made.inputs[0])
+    (entry,) = explain(fused).entries
+    seconds = entry.lowering.measured
+    assert set(seconds) == {"fa3", "flex"}
+    assert entry.lowering.kernel == min(seconds, key=seconds.__getitem__)
+    exact = made.fn(*(x.double() if x.is_floating_point() else x for x in made.inputs[0]))
+    torch.testing.assert_close(fused(*made.inputs[0]).double(), exact, rtol=0.05, atol=0.02)
