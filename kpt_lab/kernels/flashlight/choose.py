@@ -34,6 +34,9 @@ FLEX: tuple[Mapping[str, Any], ...] = (
     {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_warps": 4, "fwd_num_stages": 3},
 )  # fmt: skip
 """What is tried of FlexAttention's template, the first being torch's own choice: tiles that divide the mask's blocks of 128."""
+FIRST = (FLEX[0], FLEX[-1])
+"""Of these, what is raced on first use: the last was the fastest wherever torch's own choice was far behind, at width 64 fourfold."""
+TORCHS = json.dumps({})
 
 
 @dataclass(frozen=True)
@@ -202,13 +205,14 @@ def flex_options(shape: Shape, device: torch.device, *, native: bool = False) ->
     if not tiles:
         return Choice("flex", "block sizes are torch's own, not measured", {}, {})
     best = min(tiles, key=tiles.__getitem__)
+    if shape.queries < SHORTEST:  # its decoding template has block sizes of its own
+        tiles, best = {"{}": tiles[best]}, "{}"
     fa3 = seconds.get("fa3", math.inf) if native and isinstance(seconds, dict) else math.inf
-    told = {"fa3": fa3, "flex": tiles[best]} if fa3 < math.inf else tiles
+    told = {"flex": tiles[best]} | ({"fa3": fa3} if fa3 < math.inf else {})
     if fa3 < tiles[best]:
         return Choice("fa3", "measured to be faster than flex", told, {})
-    if len(tiles) == 1:
-        return Choice("flex", "block sizes are torch's own", told, {})
-    return Choice("flex", f"block sizes are the fastest of {len(tiles)} measured", told, json.loads(best))
+    reason = "block sizes are torch's own" if len(tiles) == 1 else f"block sizes are the fastest of {len(tiles)} measured"
+    return Choice("flex", reason, told, json.loads(best))
 
 
 def raced(shape: Shape, device: torch.device) -> bool:
@@ -216,15 +220,14 @@ def raced(shape: Shape, device: torch.device) -> bool:
     return STORE.recall(shape.for_flex().key(device)) is not None
 
 
-def race_native(shape: Shape, device: torch.device, steps: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Race "flex", with torch's own block sizes, and "fa3", FlashAttention-3 in a form of its own; remember the seconds of both.
+def race_first(shape: Shape, device: torch.device, steps: Mapping[str, Callable[[], Any]]) -> str:
+    """Race what FIRST names and, as "fa3", FlashAttention-3 in a form of its own, without gradients; remember the seconds; the fastest.
 
-    Without gradients. Where one of them is missing or can't be captured as a CUDA graph nothing is measured, and that remembered.
+    Torch's own block sizes where there is nothing to race, or nothing can be captured as a CUDA graph: that is remembered too.
     """
-    seconds = race(steps) if len(steps) == 2 else {}
-    found = {"{}": seconds["flex"], "fa3": seconds["fa3"]} if len(seconds) == 2 else {}
-    STORE.remember(shape.for_flex().key(device), {"seconds": found})
-    return found
+    seconds = race(steps) if len(steps) > 1 else {}
+    STORE.remember(shape.for_flex().key(device), {"seconds": seconds if TORCHS in seconds else {}})
+    return min(seconds, key=seconds.__getitem__) if TORCHS in seconds else TORCHS
 
 
 def tune_flex(

@@ -215,8 +215,8 @@ class Refusal:
 class Lowering:
     """What replaced an attention: the kernel's name, why, and what else was measured (seconds by kernel; empty on a CPU).
 
-    asked: what FlexAttention's options were looked up for, one for each part that it computes. unraced: those of them that
-    FlashAttention-3 could take too, where nobody has measured which of the two is faster.
+    asked: what FlexAttention's options were looked up for, one for each part that it computes. unraced: those of them for which
+    nobody has measured anything, each with whether FlashAttention-3 could take it too.
     """
 
     kernel: str

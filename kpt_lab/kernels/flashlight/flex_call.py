@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,8 +33,8 @@ class Options:
                 query and key too where a finite number is added to the scores, though the result does not depend on them.
     kernel:     "auto", "flex", or one of `attend.KERNELS`; of these "fa3" also takes bent scores, windows and masks over keys alone.
     measure:    race kernels on a CUDA device where no choice is remembered for the shape.
-    native:     FlashAttention-3's own forms under "auto": "measured" takes one where it was measured to be faster than FlexAttention,
-                "never" none, and a kind of attention (`FlexCall.kind`) those of that kind alone, faster or not.
+    trial:      a kind of attention (`FlexCall.kind`) and what to take for it whatever was measured: FlexAttention's options as JSON,
+                or "fa3". For races: nothing else is raced then.
     block_masks: skip blocks of keys that the mask leaves out.
     training:   whether gradients will be asked for; None asks whether grad mode is on and an input of the graph requires them.
     kernel_options: for FlexAttention's templates, over what was chosen.
@@ -42,7 +43,7 @@ class Options:
     empty_rows: Literal["eager", "zero"] = "eager"
     kernel: str = "auto"
     measure: bool = True
-    native: str = "measured"
+    trial: tuple[str, str] = ("", "")
     block_masks: bool = True
     training: bool | None = None
     kernel_options: dict[str, Any] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class FlexCall(Layout):
         super().__init__(gm, attention)
         self.options = options
         self.asked: list[choose.Shape] = []
-        self.unraced: list[choose.Shape] = []
+        self.unraced: list[tuple[choose.Shape, bool]] = []
         self.training = _training(gm) if options.training is None else options.training
 
     def shape(self, part: Part, kind: str) -> choose.Shape:
@@ -77,10 +78,32 @@ class FlexCall(Layout):
         """What an attention for FlexAttention is called where its options are remembered."""
         flex = f"flex{'' if isinstance(part.score, Score) else ' score'}{' mask' if part.mask is not None else ''}"
         form = native.form(part, *self.lengths(part))
-        return f"{flex}, {form.name}" if form else flex
+        name = f"{flex}, {form.name}" if form else flex
+        # below a block of queries Flex takes its decoding template, which has block sizes of its own
+        return name if _hint(self.lengths(part)[0]) >= blocks.BLOCK else f"{name}, few queries"
 
-    def flex(self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node) -> fx.Node:
-        """One call of the FlexAttention operator, and what makes empty rows as eager has them."""
+    def chosen(self, part: Part, native: bool) -> choose.Choice:
+        """FlexAttention's options for a part, or "fa3", which is open where `native`; noted where nobody has raced them.
+
+        Nothing is raced where gradients are asked for, whose kernels these options leave as they are.
+        """
+        shape, (kind, what) = self.shape(part, self.kind(part)), self.options.trial
+        self.asked.append(shape)
+        if kind and kind == shape.kind:
+            return choose.Choice("fa3" if what == "fa3" else "flex", "tried", {}, {} if what == "fa3" else json.loads(what))
+        found = choose.flex_options(shape, self.device, native=native)
+        wanted = self.options.measure and self.options.kernel == "auto" and not kind and not shape.training
+        if wanted and self.races and (native or shape.queries >= blocks.BLOCK) and not choose.raced(shape, self.device):
+            self.unraced.append((shape, native))
+        return found
+
+    @property
+    def races(self) -> bool:
+        """Whether the device is one on which there is a choice."""
+        return self.device.type == "cuda"
+
+    def flex(self, part: Part, query: fx.Node, key: fx.Node, value: fx.Node, tiles: Mapping[str, Any]) -> fx.Node:
+        """One call of the FlexAttention operator with these options, and what makes empty rows as eager has them."""
         if self.device.type not in ("cuda", "cpu"):
             raise Unsupported(f"FlexAttention is lowered to on cuda and cpu, not on {self.device.type}")
         part = scale_as_number(part)
@@ -95,7 +118,7 @@ class FlexCall(Layout):
         query, key, values, width = self.widened(part, query, key, widened if counted else value, counted)
         both = self.call(
             torch.ops.higher_order.flex_attention, query, key, values, self.module("score", score.module),
-            self.blocks(part, mask_module), float(part.scale), self.flex_options(part, lse=filled),  # type: ignore[arg-type]
+            self.blocks(part, mask_module), float(part.scale), self.flex_options(lse=filled, tiles=tiles),  # type: ignore[arg-type]
             score.buffers, tuple(map(self.without_gradient, mask.buffers)),
         )  # fmt: skip
         whole = out = self.call(operator.getitem, both, 0)
@@ -184,7 +207,7 @@ class FlexCall(Layout):
 
         return len(one) == len(other) and all(key(a) == key(b) for a, b in zip(one, other, strict=True))
 
-    def flex_options(self, part: Part, *, lse: bool) -> dict[str, Any]:
+    def flex_options(self, *, lse: bool, tiles: Mapping[str, Any]) -> dict[str, Any]:
         """What torch's own front end puts into kernel_options, with ours over it.
 
         ROWS_GUARANTEED_SAFE stays off even where every row is proved to have a key: the template's first block of keys may have none
@@ -194,11 +217,7 @@ class FlexCall(Layout):
         extra = {"return_aux": flex.AuxRequest(lse=lse)} if lse and self.has_sums else {}
         with torch.set_grad_enabled(self.training):
             made = flex._apply_kernel_options(value, value, value, False, None, **extra)
-        shape = self.shape(part, self.kind(part))
-        self.asked.append(shape)
-        # below a block of queries Flex takes its decoding template, which has block sizes of its own
-        tuned = choose.flex_options(shape, self.device).options if shape.queries >= blocks.BLOCK else {}
-        return {**made, **tuned, **self.options.kernel_options}
+        return {**made, **tiles, **self.options.kernel_options}
 
     def module(self, kind: str, module: fx.GraphModule) -> fx.Node:
         """A node that gives a submodule of the graph."""

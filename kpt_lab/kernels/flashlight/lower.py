@@ -107,33 +107,22 @@ class _Site(FlexCall):
             if why := self.refused(part):
                 raise Unsupported(f"kernel 'fa3' was asked for: {why}" + (f", and {reason}" if why is NO_FORM else ""))
             return self.native(part, query, key, value), "fa3", f"fa3 was asked for; {reason}"
-        if forced == "auto" and not self.refused(part):
-            shape = self.shape(part, self.kind(part))
-            if why := self.faster(shape):
-                self.asked.append(shape)
-                return self.native(part, query, key, value), "fa3", f"{reason}; {why}"
         if forced not in ("auto", "flex"):
             raise Unsupported(f"kernel is {forced!r}, which has no mask or score function, and {reason}")
         if self.attention.dropout:
             raise Unsupported(
                 f"the probabilities are dropped out (p = {self.attention.dropout:g}) and {reason}: no fused kernel has both"
             )
+        choice = self.chosen(part, native=forced == "auto" and not self.refused(part))
+        self.measured.update(choice.seconds)
+        if choice.kernel == "fa3":
+            return self.native(part, query, key, value), "fa3", f"{reason}; {choice.reason}"
         if forced == "flex":
             reason = f"flex was asked for; {reason}"
         if lacking := self.lacking(part):
             return self.blocked(scale_as_number(part), query, key, value), "blocked", f"{reason}; {lacking}"
-        return self.flex(part, query, key, value), "flex", reason
-
-    def faster(self, shape: choose.Shape) -> str:
-        """Why FlashAttention-3's own form is taken, "" where FlexAttention is; noted where nobody has raced the two."""
-        if self.options.native != "measured":
-            return "asked for" if self.options.native == shape.kind else ""
-        if not choose.raced(shape, self.device):
-            self.unraced.append(shape)
-            return ""
-        choice = choose.flex_options(shape, self.device, native=True)
-        self.measured.update(choice.seconds)
-        return choice.reason if choice.kernel == "fa3" else ""
+        told = f"{reason}; {choice.reason}" if choice.seconds else reason
+        return self.flex(part, query, key, value, choice.options), "flex", told
 
     def refused(self, part: Part) -> str:
         """Why FlashAttention-3 can't take a part in one of its own forms, "" where it can."""

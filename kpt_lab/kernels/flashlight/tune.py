@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -51,28 +52,33 @@ def tune(fn: Callable[..., Any], args: tuple) -> dict[str, float]:
     return choose.tune_flex(shape, device, make, native)
 
 
+MOST = 8
+
+
 def raced(made: Rewritten, args: tuple, kwargs: Mapping[str, Any]) -> bool:
-    """Race FlashAttention-3's own forms with FlexAttention for what `made` has them for and nobody knows; whether one is faster.
+    """Race FlexAttention with other block sizes, and with FlashAttention-3 where it has such an attention; whether torch's own choice lost.
 
     Whole calls are raced, once for each kind of attention on this device, and remembered. Nothing is raced for a module in training
-    mode, whose buffers a call may change, nor where there is too little memory for a second one.
+    mode, whose buffers a call may change, for more than MOST attentions, each of which is compiled for each rival, nor where there
+    is too little memory for them.
     """
-    unraced, device = {shape.for_flex(): shape for shape in _shapes(made, "unraced")}, _device((*args, *kwargs.values()))
-    if not unraced or device is None or torch.cuda.is_current_stream_capturing():
+    found, device = _shapes(made, "unraced"), _device((*args, *kwargs.values()))
+    if not 0 < len(found) <= MOST or device is None or torch.cuda.is_current_stream_capturing():
         return False
     if isinstance(made.fn, nn.Module) and made.fn.training:
         return False
     given, named = [copied(x) for x in args], {name: copied(x) for name, x in kwargs.items()}
 
-    def rival(native: str) -> Rewritten:
-        return Rewritten(
-            made.fn, Backend(check=made.backend.check, **dataclasses.asdict(made.backend.options) | {"native": native})
-        )
+    def rival(kind: str, what: str) -> Rewritten:
+        options = dataclasses.asdict(made.backend.options) | {"trial": (kind, what)}
+        fused = Rewritten(made.fn, Backend(check=made.backend.check, **options))
+        fused(*given, **named)
+        return fused
 
     def step(fused: Rewritten) -> Callable[[], Any]:
         return lambda: fused(*given, **named)
 
-    faster = False
+    lost = False
     try:
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -80,16 +86,16 @@ def raced(made: Rewritten, args: tuple, kwargs: Mapping[str, Any]) -> bool:
             torch.no_grad(),
         ):
             warnings.simplefilter("ignore", UncompiledWarning)  # of a rival alone: there is nothing to do about it
-            for shape in unraced.values():
-                rivals = {"flex": rival("never"), "fa3": rival(shape.kind)}
-                for fused in rivals.values():
-                    fused(*given, **named)
-                alike = _fused(rivals["flex"]) == _fused(rivals["fa3"])  # else attention as it was written would be raced
-                seconds = choose.race_native(shape, device, {name: step(x) for name, x in rivals.items()} if alike else {})
-                faster |= bool(seconds) and min(seconds, key=seconds.__getitem__) == "fa3"
+            for shape, native in {shape.for_flex(): (shape, native) for shape, native in found}.values():
+                tiles = choose.FIRST if shape.queries >= choose.SHORTEST else choose.FIRST[:1]
+                names = [json.dumps(options, sort_keys=True) for options in tiles] + ["fa3"] * native
+                rivals = {name: rival(shape.kind, name) for name in names}
+                # where one was refused, attention as it was written would be raced
+                steps = {name: step(fused) for name, fused in rivals.items() if _fused(fused) == _fused(rivals[choose.TORCHS])}
+                lost |= choose.race_first(shape, device, steps) != choose.TORCHS
     except torch.OutOfMemoryError:
-        return faster
-    return faster
+        return lost
+    return lost
 
 
 def _fused(made: Rewritten) -> list[bool]:
@@ -102,7 +108,7 @@ def _device(args: tuple) -> torch.device | None:
     return next((x.device for x in args if isinstance(x, torch.Tensor) and x.is_cuda), None)
 
 
-def _shapes(made: Rewritten, kind: str) -> list[choose.Shape]:
-    """What the attentions of `made` "asked" FlexAttention's options for, or are "unraced"."""
+def _shapes(made: Rewritten, kind: str) -> list[Any]:
+    """What the attentions of `made` "asked" FlexAttention's options for, or what of it is "unraced"."""
     entries = [entry for report in made.backend.reports for entry in report.entries]
     return [shape for entry in entries if entry.lowering for shape in getattr(entry.lowering, kind)]

@@ -147,7 +147,7 @@ def test_what_was_measured_to_be_faster_is_taken_by_itself(hopper, monkeypatch):
     monkeypatch.setattr(lower._Site, "lacking", lambda self, part: "flex")  # not to be compiled here
 
     def taken(said, **options):
-        site = Site(*qkv(), parts=lambda: [said])
+        site = Site(*qkv(150, 150), parts=lambda: [said])
         return lower.replace(site.gm, site.attention, options=lower.Options(**options))
 
     capped = {"score": bent(), "mask": CAUSAL}
@@ -337,7 +337,9 @@ def given_padded(rows=2, queries=33, keys=33):
 
 @pytest.fixture
 def racing(hopper, monkeypatch, tmp_path):
-    """A device on which `faster` wins every race; gives the kinds of the rivals in the order of the races."""
+    """A device on which `faster` wins every race."""
+    monkeypatch.setattr(lower._Site, "races", True)
+    monkeypatch.setattr(choose, "FIRST", choose.FLEX[:1])  # a CPU's template has no such block sizes
     monkeypatch.setenv("KPT_LAB_CACHE", str(tmp_path))
     module = sys.modules["kpt_lab.kernels.flashlight.tune"]
     monkeypatch.setattr(module, "_device", lambda args: torch.device("cpu"))
@@ -358,7 +360,7 @@ def taken(fused):
     return [entry.lowering.kernel for entry in explain(fused).entries if entry.lowering]
 
 
-@pytest.mark.parametrize(("faster", "kernel"), [("fa3", "fa3"), ("flex", "flex")])
+@pytest.mark.parametrize(("faster", "kernel"), [("fa3", "fa3"), ("{}", "flex")])
 def test_the_first_use_races_and_later_ones_remember(racing, faster, kernel):
     racing.faster = faster
     args = given_padded()
@@ -388,7 +390,7 @@ def test_each_kind_is_raced_by_itself(racing, monkeypatch):
     def two(q, k, v, keep):
         return capped_attention(q, k, v) + padded(q, k, v, keep)
 
-    wins = iter(["fa3", "flex"])
+    wins = iter(["fa3", "{}"])
 
     def race(steps):
         racing.races += 1
@@ -404,7 +406,7 @@ def test_each_kind_is_raced_by_itself(racing, monkeypatch):
 
 
 def test_what_can_t_be_captured_is_not_tried_again(racing, monkeypatch):
-    monkeypatch.setattr(choose, "race", lambda steps: {"flex": 1.0})
+    monkeypatch.setattr(choose, "race", lambda steps: {"fa3": 1.0})
     args = given_padded()
     assert taken(flashlight.apply(padded, args)) == ["flex"]
     monkeypatch.setattr(choose, "race", lambda steps: pytest.fail("raced again"))
@@ -420,6 +422,44 @@ def test_a_form_that_gives_other_numbers_is_not_raced(racing, monkeypatch):
     fused = flashlight.apply(padded, args)
     assert (taken(fused), racing.races) == (["flex"], 0)
     torch.testing.assert_close(fused(*args), padded(*args))
+
+
+def test_block_sizes_are_raced_where_there_is_no_other_kernel(racing, monkeypatch):
+    def tree(q, k, v, seen):
+        return (q @ k.mT / 4).masked_fill(~seen, -1e9).softmax(-1) @ v
+
+    tiles = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64}
+    monkeypatch.setattr(choose, "FIRST", ({}, tiles))
+    racing.faster = json.dumps(tiles)
+    q, k, v = qkv(200, 200, heads=2, kv_heads=2, rows=1)
+    seen = torch.rand(200, 200) < 0.3
+    given = []
+    compiled = regions.compile_in
+
+    def compile_in(module, fakes, mode):
+        given.extend(node.args[6] for node in module.graph.nodes if node.target is regions.FLEX)
+        return compiled(module, fakes, mode)
+
+    monkeypatch.setattr(regions, "compile_in", compile_in)
+    fused = flashlight.apply(tree, (q, k, v, seen))
+    (entry,) = explain(fused).entries
+    assert "block sizes are the fastest of 2 measured" in entry.lowering.reason
+    assert [options.get("fwd_BLOCK_M") for options in given] == [None, None, 64, 64]  # at first, both rivals, the faster one
+    torch.testing.assert_close(fused(q, k, v, seen), tree(q, k, v, seen))
+    few = qkv(1, 200, heads=2, kv_heads=2, rows=1)[0], k, v, seen[:1]
+    flashlight.apply(tree, few)
+    assert given[-1].get("fwd_BLOCK_M") is None  # a single query has a template of its own
+
+
+def test_many_attentions_are_not_raced(racing, monkeypatch):
+    def deep(q, k, v, keep):
+        for _ in range(3):
+            q = padded(q, k, v, keep)
+        return q
+
+    monkeypatch.setattr(sys.modules["kpt_lab.kernels.flashlight.tune"], "MOST", 2)
+    assert taken(flashlight.apply(deep, given_padded())) == ["flex"] * 3
+    assert racing.races == 0
 
 
 def test_running_out_of_memory_leaves_what_was_there(racing, monkeypatch):
