@@ -2,8 +2,8 @@
 
 `flashlight` is a Technique of stage "rewrite": `flashlight.apply(fn, args)` gives a callable whose attentions are fused, and
 `flashlight >> baselines.compiled` compiles the rest of its graph too. `backend()` is the same as a backend for torch.compile,
-and `explain(candidate)` says for each softmax what was done, or why nothing was. `tune(fn, args)` measures FlexAttention's block sizes,
-and FlashAttention-3 where it has such an attention, on a CUDA device, and remembers what was fastest.
+and `explain(candidate)` says for each softmax what was done, or why nothing was. On a CUDA device kernels are
+raced on first use and remembered; `tune(fn, args)` races more of FlexAttention's block sizes, with gradients too.
 
     >>> import torch
     >>> from kpt_lab.kernels.attention_variants import causal
