@@ -21,6 +21,7 @@ from kpt_lab.kernels.flashlight.roles import Digits, Roles, Source
 
 if TYPE_CHECKING:
     from kpt_lab.kernels.flashlight.derivation import Derivation
+NAN = ("infinite", "none")  # without a mask a bias may still be -inf throughout a row
 
 
 class Assembly:
@@ -252,11 +253,11 @@ class Assembly:
         """What a row without any key gives after the guards that stand behind the softmax."""
         fill = found.kind()
         anchor = self.proof.matcher.anchors[scored.term.load.tensor]
-        if anchor.guarded and fill == "infinite":
+        if anchor.guarded and fill in NAN:
             fill = "zero"
         for guard in scored.term.guards:
             if guard is None:
-                fill = "zero" if fill == "infinite" else fill
+                fill = "zero" if fill in NAN else fill
                 continue
             condition = self.whole(guard)
             if self.roles.place("k") not in variables(condition):

@@ -107,10 +107,10 @@ class FlexCall(Layout):
         if self.device.type not in ("cuda", "cpu"):
             raise Unsupported(f"FlexAttention is lowered to on cuda and cpu, not on {self.device.type}")
         part = scale_as_number(part)
-        filled = self.options.empty_rows == "eager" and not proofs.rows_have_keys(part.mask, *self.lengths(part))
+        filled = self.fill(part)
         score, mask = functions.score_function(part.score), functions.mask_function(part.mask)
         mask_module = self.module("mask", mask.module)
-        counted = filled and not self.has_sums  # a column of ones beside the values tells instead
+        counted = bool(filled) and not self.has_sums  # a column of ones beside the values tells instead
         if counted:
             ones = self.call(aten.new_ones.default, value, [self.size(part.query, 0), self.size(self.attention.value, 1),
                              self.size(self.attention.value, 2), 1])  # fmt: skip
@@ -118,7 +118,7 @@ class FlexCall(Layout):
         query, key, values, width = self.widened(part, query, key, widened if counted else value, counted)
         both = self.call(
             torch.ops.higher_order.flex_attention, query, key, values, self.module("score", score.module),
-            self.blocks(part, mask_module), float(part.scale), self.flex_options(lse=filled, tiles=tiles),  # type: ignore[arg-type]
+            self.blocks(part, mask_module), float(part.scale), self.flex_options(lse=bool(filled), tiles=tiles),  # type: ignore[arg-type]
             score.buffers, tuple(map(self.without_gradient, mask.buffers)),
         )  # fmt: skip
         whole = out = self.call(operator.getitem, both, 0)
@@ -131,10 +131,18 @@ class FlexCall(Layout):
         else:
             sums = self.call(operator.getitem, both, 1)
             if not self.training:  # in place, which autograd could not follow
-                self.call(empty_rows.fill_empty_rows._opoverload, out, sums, value, part.groups, part.fill == "infinite")
+                self.call(empty_rows.fill_empty_rows._opoverload, out, sums, value, part.groups, filled == "nan")
                 return out
             empty = self.call(aten.unsqueeze.default, self.call(aten.eq.Scalar, sums, -math.inf), -1)
         return self.call(aten.where.self, empty, self.empty_row(part, value), out)
+
+    def fill(self, part: Part) -> str:
+        """What is written into rows without keys, and those whose scores are all -inf: "mean" or "nan"; "" where there are none."""
+        if self.options.empty_rows == "zero" or part.fill == "zero":
+            return ""
+        if proofs.rows_have_keys(part.mask, *self.lengths(part)) and not proofs.may_vanish(part.score):
+            return ""
+        return "mean" if part.fill == "finite" else "nan"
 
     def without_gradient(self, node: fx.Node) -> fx.Node:
         """What a mask reads: Flex refuses it where it asks for gradients, which no comparison hands on."""
@@ -163,7 +171,7 @@ class FlexCall(Layout):
 
     def empty_row(self, part: Part, value: fx.Node) -> fx.Node:
         """What a row without keys gives, broadcasting over queries: the mean of all values, or NaN."""
-        if part.fill == "infinite":
+        if self.fill(part) == "nan":
             return self.call(aten.full.default, [], math.nan, dtype=self.dtype, device=self.device)
         mean = self.call(aten.mean.dim, value, [-2], True)
         return self.call(aten.repeat_interleave.self_int, mean, part.groups, 1) if part.groups > 1 else mean

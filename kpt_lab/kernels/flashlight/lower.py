@@ -269,7 +269,7 @@ class _Site(FlexCall):
             len(score.buffers), float(part.scale),  # type: ignore[arg-type]
         )  # fmt: skip
         out = self.call(operator.getitem, both, 0)
-        if self.options.empty_rows == "zero" or proofs.rows_have_keys(part.mask, *self.lengths(part)):
+        if not self.fill(part):
             return out
         empty = self.call(
             aten.unsqueeze.default, self.call(aten.eq.Scalar, self.call(operator.getitem, both, 1), -math.inf), -1

@@ -81,6 +81,8 @@ class Inputs:
             made = made.abs() + 0.5
         if odd and node in self.added and shape[self.added[node]] > 2:
             made.select(self.added[node], 1).fill_(float("-inf"))
+            if made.dim() > 1:  # and a row of them, where each query has its own
+                made.select(-2, 0).fill_(float("-inf"))
         return made.to(held.dtype)
 
 

@@ -6,6 +6,7 @@ what the one simplifier (algebra.py) then decides is proved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 from kpt_lab.kernels.flashlight.algebra import simplify, substitute
 from kpt_lab.kernels.flashlight.arithmetic import arithmetic, at_least_zero, compare, symbolic
 from kpt_lab.kernels.flashlight.atoms import ONE, TRUE, ZERO, Variable
-from kpt_lab.kernels.flashlight.expression import Apply, Constant, Coordinate, Expression, Size
+from kpt_lab.kernels.flashlight.expression import Apply, Constant, Coordinate, Expression, Load, Size
 from kpt_lab.kernels.flashlight.polynomials import Terms, number, terms
 
 Length = int | torch.SymInt
+KEY = Coordinate("k")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,17 @@ def rows_have_keys(mask: Expression | None, queries: Length, keys: Length) -> bo
     """Whether it is proved that every query attends some key."""
     query, key = Variable("q", of_length(queries)), Variable("k", of_length(keys))
     return mask is None or some_key_always(_placed(mask, {"q": query, "k": key}), key, query)
+
+
+def may_vanish(score: Expression) -> bool:
+    """Whether all scores of a row may be -inf: that number is in them, or a tensor with an element of its own for each key."""
+
+    def holds(part: Expression) -> bool:
+        if isinstance(part, Constant):
+            return part.value == -math.inf
+        return isinstance(part, Load) and KEY in part.index and part.tensor.meta["val"].dtype.is_floating_point
+
+    return any(map(holds, score.walk()))
 
 
 def some_key_always(mask: Expression, key: Variable, query: Variable | None) -> bool:

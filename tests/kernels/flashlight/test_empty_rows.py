@@ -263,7 +263,84 @@ def test_the_differential_check_sees_the_fill(sums, fill):
     assert told[1].startswith("differs: ")
 
 
+# ---- rows that a bias empties
+
+
+def biased(query, key, value, bias):
+    return torch.softmax(query @ key.mT / 4 + bias, -1) @ value
+
+
+def biased_and_guarded(query, key, value, bias):
+    return torch.softmax(query @ key.mT / 4 + bias, -1).nan_to_num(0.0) @ value
+
+
+def biased_causal(query, key, value, bias):
+    seen = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
+    return torch.softmax((query @ key.mT / 4 + bias).masked_fill(~seen, -torch.inf), -1) @ value
+
+
+def sloped(query, key, value, slopes):
+    places = torch.arange(key.shape[-2]) - torch.arange(query.shape[-2])[:, None]
+    return torch.softmax(query @ key.mT / 4 + slopes[:, None, None] * places, -1) @ value
+
+
+def with_infinities(*shape):
+    bias = torch.randn(shape)
+    bias[..., 3:5] = -torch.inf
+    bias.view(-1, shape[-1])[::5] = -torch.inf
+    return bias
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("shape", [(19, 19), (2, 19, 19), (3, 1, 1, 19), (3, 2, 19, 19)])
+@pytest.mark.parametrize("attend", [biased, biased_and_guarded, biased_causal])
+def test_a_bias_of_minus_infinity_is_as_eager_has_it(attend, shape, training):
+    inputs = (*torch.randn(3, 3, 2, 19, 16).requires_grad_(training), with_infinities(*shape))
+    fused = apply(attend, inputs)
+    wanted = attend(*(x.double() for x in inputs))
+    assert bool(wanted.isnan().any()) == (attend is not biased_and_guarded)
+    torch.testing.assert_close(fused(*inputs).double(), wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_zeros_are_given_where_they_are_asked_for():
+    inputs = (*torch.randn(3, 1, 2, 19, 16), with_infinities(19, 19))
+    out = apply(biased, inputs, empty_rows="zero")(*inputs)
+    assert (out[:, :, ::5] == 0).all()
+    assert out.isfinite().all()
+
+
+def test_only_what_may_empty_a_row_is_looked_for():
+    given = torch.randn(3, 3, 2, 19, 16)
+    kinds = {biased: torch.randn(19, 19), sloped: torch.rand(2)}
+    filled = {}
+    for attend, last in kinds.items():
+        graphs = []
+
+        def backend(graph_module, inputs, graphs=graphs):
+            graph = functional_form(graph_module, inputs)
+            (draft,), _ = match.find(graph)
+            lower.replace(graph, draft.build(), options=lower.Options(training=False))
+            graphs.append(graph)
+            return graph_module
+
+        torch._dynamo.reset()
+        torch.compile(attend, backend=backend)(*given, last)
+        filled[attend] = any(node.target is torch.ops.aten.where.self for node in graphs[0].graph.nodes)
+    assert filled == {biased: True, sloped: False}
+
+
 # ---- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("attend", [biased, biased_and_guarded])
+def test_a_bias_of_minus_infinity_on_a_gpu(attend, training):
+    made = torch.randn(3, 2, 2, 200, 64, device="cuda", dtype=torch.bfloat16).requires_grad_(training)
+    inputs = (*made, with_infinities(200, 200).to(made))
+    fused = apply(attend, inputs)
+    wanted = attend(*(x.double() for x in inputs))
+    torch.testing.assert_close(fused(*inputs).double(), wanted, rtol=5e-2, atol=5e-2, equal_nan=True)
 
 
 @pytest.mark.gpu
