@@ -205,7 +205,7 @@ class Assembly:
         between = replaced_products(masks.without_casts(self.whole(scored.between)))
         nodes = tuple(part.product.node for part in self.scored)
         key, query = self.roles.place("k"), self.roles.place("q") if self.roles.q else None
-        between = self._without_rows(between, nodes, key)
+        written, between = between, self._without_rows(between, nodes, key)
         if masks.decides_by_score(between):
             raise Refused("a mask depends on the scores")
         self.check(between, nodes)
@@ -214,7 +214,7 @@ class Assembly:
             return proofs.some_key_always(mask, key, query)
 
         found = masks.Splitter(certain, self.proof.matcher.lenient).split(between)
-        fill = self._guarded(scored, found, certain)
+        fill = self._guarded(scored, found, certain, unshifted=between == written)
         scale, score = masks.take_scale(found.score)
         factor = self.query_sources[i].factor * self.keyed_sources[i].factor
         if factor != 1.0:
@@ -249,10 +249,16 @@ class Assembly:
                 return Apply("where", (condition, self._without_rows(kept, scores, key), Constant(number)), dtype)
         return between
 
-    def _guarded(self, scored: Scored, found: masks.Masked, certain) -> Fill:
-        """What a row without any key gives after the guards that stand behind the softmax."""
+    def _guarded(self, scored: Scored, found: masks.Masked, certain, unshifted: bool) -> Fill:
+        """What a row without any key gives after the guards that stand behind the softmax; unshifted: no row's largest was subtracted."""
         fill = found.kind()
         anchor = self.proof.matcher.anchors[scored.term.load.tensor]
+        if anchor.divided and unshifted:  # exponentials that are all 0 give 0 / 0, and not their mean
+            if masks.holds_low(found.score):
+                raise Refused(
+                    "very low numbers are filled in before exponentials from which no maximum is subtracted: a row may be 0 / 0"
+                )
+            fill = "infinite" if fill == "finite" else fill
         if anchor.guarded and fill in NAN:
             fill = "zero"
         for guard in scored.term.guards:

@@ -40,6 +40,12 @@ def scored(expression: Expression) -> bool:
     return any(isinstance(part, Score) for part in expression.walk())
 
 
+def holds_low(expression: Expression) -> bool:
+    """Whether a finite number in it is so low that its exponential is 0."""
+    numbers = (part.value for part in expression.walk() if isinstance(part, Constant))
+    return any(isinstance(number, float) and -math.inf < number <= LOW for number in numbers)
+
+
 def decides_by_score(expression: Expression) -> bool:
     """Whether a condition in it depends on the score: a mask chosen by data, such as the largest scores."""
     for part in expression.walk():

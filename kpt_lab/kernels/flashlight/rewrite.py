@@ -24,7 +24,7 @@ _LONG = 512  # a dimension from which on it may be a length that makes the score
 
 
 class UncompiledWarning(UserWarning):
-    """A fused form could not be compiled, so that nothing was fused in its graph."""
+    """A fused form could not be compiled, so that nothing was fused in its graph, or could not be raced with others."""
 
 
 class Backend:
@@ -205,7 +205,15 @@ class Rewritten:
             return
         from kpt_lab.kernels.flashlight.tune import raced
 
-        if raced(self, args, kwargs):
+        try:
+            faster = raced(self, args, kwargs)
+        except Exception as error:  # of rivals that nobody asked for: what was captured goes on
+            told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            warnings.warn(
+                f"flashlight: kernels could not be raced, torch's own choice stays: {told}", UncompiledWarning, stacklevel=3
+            )
+            return
+        if faster:
             self.backend = self.backend.again(self.backend.inner, self.backend.mode)
             self.call = torch.compile(_own_frame(self.fn), backend=self.backend, dynamic=self.dynamic)
             self.call(*map(copied, args), **{name: copied(x) for name, x in kwargs.items()})

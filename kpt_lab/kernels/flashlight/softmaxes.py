@@ -20,13 +20,15 @@ OPERATORS = ("softmax", "_softmax", "special_softmax", "_safe_softmax")
 class Anchor:
     """One softmax: the node that gives the probabilities, the dimension that it runs over and its input's element.
 
-    guarded: a row without any key gives zeros, as the safe softmax does.
+    guarded: a row without any key gives zeros, as the safe softmax does. divided: by the sum of exponentials, of scores from which
+    the largest of the row may have been subtracted or not.
     """
 
     node: fx.Node
     dim: int
     logits: Callable[[Reader, Index], Expression]
     guarded: bool = False
+    divided: bool = False
 
 
 def find(graph: fx.Graph, reader: Reader) -> list[Anchor]:
@@ -142,7 +144,7 @@ def _quotient(node: fx.Node, reader: Reader) -> Anchor | None:
             raise Unreadable("the exponent of a hand-written softmax can't be read")
         return found
 
-    return Anchor(node, dim, logits)
+    return Anchor(node, dim, logits, divided=True)
 
 
 def _exponential(node: fx.Node, reader: Reader) -> Anchor | None:

@@ -12,6 +12,7 @@ from sites import Site
 from torch._dynamo.backends.debugging import aot_eager
 
 from kpt_lab import kernels
+from kpt_lab.core import Unsupported
 from kpt_lab.kernels.flashlight import differential, empty_rows, lower, match, regions
 from kpt_lab.kernels.flashlight.capture import functional_form, remove_dead
 from kpt_lab.kernels.flashlight.expression import Coordinate, Load
@@ -300,6 +301,30 @@ def test_a_bias_of_minus_infinity_is_as_eager_has_it(attend, shape, training):
     wanted = attend(*(x.double() for x in inputs))
     assert bool(wanted.isnan().any()) == (attend is not biased_and_guarded)
     torch.testing.assert_close(fused(*inputs).double(), wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_exponentials_that_are_all_zero_give_nan_unless_the_largest_is_subtracted(shifted):
+    def attend(query, key, value, real):
+        scores = (query @ key.mT / 4).masked_fill(~real[:, None, None], -1e9)
+        weights = torch.exp(scores - scores.amax(-1, keepdim=True) if shifted else scores)
+        return weights / weights.sum(-1, keepdim=True) @ value
+
+    inputs = (*torch.randn(3, 2, 2, 19, 16), torch.arange(19) < torch.tensor([[7], [0]]))
+    wanted = attend(*(x.double() if x.is_floating_point() else x for x in inputs))
+    assert bool(wanted[1].isnan().all()) == (not shifted)
+    torch.testing.assert_close(apply(attend, inputs)(*inputs).double(), wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_low_numbers_before_unshifted_exponentials_are_refused_where_they_are_no_mask():
+    def attend(query, key, value, real):
+        scores = query @ key.mT / 4 + (1.0 - real[:, None, None].to(query.dtype)) * -1e8
+        weights = torch.exp(scores.masked_fill(~torch.ones(19, 19, dtype=torch.bool).tril(), -1e8))
+        return (weights / weights.sum(-1, keepdim=True)).nan_to_num(0.0) @ value
+
+    inputs = (*torch.randn(3, 2, 2, 19, 16), torch.arange(19) < torch.tensor([[7], [0]]))
+    with pytest.raises(Unsupported, match="from which no maximum is subtracted"):
+        apply(attend, inputs)
 
 
 def test_zeros_are_given_where_they_are_asked_for():

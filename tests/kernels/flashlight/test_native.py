@@ -15,6 +15,7 @@ from kpt_lab.kernels import attention
 from kpt_lab.kernels.flashlight import attend, choose, explain, flashlight, lower, native, regions, tune
 from kpt_lab.kernels.flashlight.expression import Load
 from kpt_lab.kernels.flashlight.native import EVERY, Form
+from kpt_lab.kernels.flashlight.rewrite import UncompiledWarning
 from kpt_lab.testing import interpreted
 
 FLOAT = torch.float32
@@ -469,6 +470,20 @@ def test_running_out_of_memory_leaves_what_was_there(racing, monkeypatch):
     monkeypatch.setattr(choose, "race", race)
     args = given_padded()
     assert taken(flashlight.apply(padded, args)) == ["flex"]
+
+
+def test_a_race_that_fails_is_told_and_changes_nothing(racing, monkeypatch):
+    def race(steps):
+        raise RuntimeError("an illegal thing was met")
+
+    monkeypatch.setattr(choose, "race", race)
+    args = given_padded()
+    with pytest.warns(
+        UncompiledWarning, match="could not be raced, torch's own choice stays: RuntimeError: an illegal thing was met"
+    ):
+        fused = flashlight.apply(padded, args)
+    assert taken(fused) == ["flex"]
+    torch.testing.assert_close(fused(*args), padded(*args))
 
 
 class Layer(torch.nn.Module):
