@@ -17,7 +17,7 @@ import torch
 
 from kpt_lab.core import dtype_name
 from kpt_lab.kernels.flashlight import attend
-from kpt_lab.race import race
+from kpt_lab.race import WARM_NS, race
 from kpt_lab.remembered import Store
 
 STORE = Store("attention.json", "kernels are raced again")
@@ -25,6 +25,7 @@ STORE = Store("attention.json", "kernels are raced again")
 FULL, KEYS = 2**18, 2**21
 WRONG = 0.03  # relative error above which a candidate's numbers are not the attention's
 SHORTEST, LONGEST = 128, 16384  # lengths that share a bucket below and above
+_TURNS = 14  # of each step at least; half of them count
 _LAUNCH_NS = 3_500_000  # of a forward and a backward on a slow host, for which the device waits before it is timed
 
 FLEX: tuple[Mapping[str, Any], ...] = (
@@ -166,7 +167,7 @@ def _raced(shape: Shape, device: torch.device) -> dict[str, float]:
             right[kernel] = functools.partial(step, kernel)
     if len(right) > 1:  # it is one of the others
         right.pop("sdpa", None)
-    return race(right) if not shape.training else _raced_with_gradients(right)
+    return race(right) if not shape.training else _raced_as_they_are(right)
 
 
 def _step(inputs: Sequence[torch.Tensor], upstream: torch.Tensor, kernel: str, shape: Shape) -> tuple[torch.Tensor, ...]:
@@ -176,19 +177,19 @@ def _step(inputs: Sequence[torch.Tensor], upstream: torch.Tensor, kernel: str, s
     return (out, *torch.autograd.grad(out, inputs, upstream)) if shape.training else (out,)
 
 
-def _raced_with_gradients(steps: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median device seconds of steps that autograd runs, which the race's graphs (made without gradients) can't hold."""
+def _raced_as_they_are(steps: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median device seconds of steps that autograd runs, or that may wait for the device: a race's CUDA graphs can't hold those."""
     from statistics import median
 
     from kpt_lab import timer
 
     times: dict[str, list[int]] = {name: [] for name in steps}
-    for turn in range(8):
+    start, turns = timer.now(), 0
+    while steps and (turns < _TURNS or timer.now() - start < 2 * WARM_NS):
+        turns += 1
         for name, step in steps.items():
-            took = timer.device_on_cuda(step, (), _LAUNCH_NS)[0]
-            if turn:
-                times[name].append(took)
-    return {name: median(taken) / 1e9 for name, taken in times.items()}
+            times[name].append(timer.device_on_cuda(step, (), _LAUNCH_NS)[0])
+    return {name: median(taken[len(taken) // 2 :]) / 1e9 for name, taken in times.items()}  # the first ones warm the device up
 
 
 # ---- FlexAttention's options
@@ -223,9 +224,9 @@ def raced(shape: Shape, device: torch.device) -> bool:
 def race_first(shape: Shape, device: torch.device, steps: Mapping[str, Callable[[], Any]]) -> str:
     """Race what FIRST names and, as "fa3", FlashAttention-3 in a form of its own, without gradients; remember the seconds; the fastest.
 
-    Torch's own block sizes where there is nothing to race, or nothing can be captured as a CUDA graph: that is remembered too.
+    Torch's own block sizes where there is nothing to race: that is remembered too.
     """
-    seconds = race(steps) if len(steps) > 1 else {}
+    seconds = _raced_as_they_are(steps) if len(steps) > 1 else {}
     STORE.remember(shape.for_flex().key(device), {"seconds": seconds if TORCHS in seconds else {}})
     return min(seconds, key=seconds.__getitem__) if TORCHS in seconds else TORCHS
 
@@ -250,7 +251,7 @@ def tune_flex(
         except RuntimeError:  # out of shared memory or registers
             continue
         steps[json.dumps(options, sort_keys=True)] = step
-    seconds = race(steps) if not shape.training else _raced_with_gradients(steps)
+    seconds = race(steps) if not shape.training else _raced_as_they_are(steps)
     if seconds:
         STORE.remember(shape.for_flex().key(device), {"seconds": seconds})
     return seconds

@@ -353,7 +353,7 @@ def racing(hopper, monkeypatch, tmp_path):
             step()
         return {name: 1.0 if name == found.faster else 2.0 for name in steps}
 
-    monkeypatch.setattr(choose, "race", race)
+    monkeypatch.setattr(choose, "_raced_as_they_are", race)
     return found
 
 
@@ -398,7 +398,7 @@ def test_each_kind_is_raced_by_itself(racing, monkeypatch):
         winner = next(wins)
         return {name: 1.0 if name == winner else 2.0 for name in steps}
 
-    monkeypatch.setattr(choose, "race", race)
+    monkeypatch.setattr(choose, "_raced_as_they_are", race)
     args = given_padded()
     fused = flashlight.apply(two, args)
     assert racing.races == 2
@@ -406,11 +406,11 @@ def test_each_kind_is_raced_by_itself(racing, monkeypatch):
     torch.testing.assert_close(fused(*args), two(*args))
 
 
-def test_what_can_t_be_captured_is_not_tried_again(racing, monkeypatch):
-    monkeypatch.setattr(choose, "race", lambda steps: {"fa3": 1.0})
+def test_where_there_is_nothing_to_race_nothing_is_tried_again(racing, monkeypatch):
+    monkeypatch.setattr(choose, "_raced_as_they_are", lambda steps: {"fa3": 1.0})
     args = given_padded()
     assert taken(flashlight.apply(padded, args)) == ["flex"]
-    monkeypatch.setattr(choose, "race", lambda steps: pytest.fail("raced again"))
+    monkeypatch.setattr(choose, "_raced_as_they_are", lambda steps: pytest.fail("raced again"))
     fused = flashlight.apply(padded, args)
     assert taken(fused) == ["flex"]
     assert "block sizes" not in explain(fused).entries[0].lowering.reason
@@ -467,7 +467,7 @@ def test_running_out_of_memory_leaves_what_was_there(racing, monkeypatch):
     def race(steps):
         raise torch.OutOfMemoryError("too much")
 
-    monkeypatch.setattr(choose, "race", race)
+    monkeypatch.setattr(choose, "_raced_as_they_are", race)
     args = given_padded()
     assert taken(flashlight.apply(padded, args)) == ["flex"]
 
@@ -476,7 +476,7 @@ def test_a_race_that_fails_is_told_and_changes_nothing(racing, monkeypatch):
     def race(steps):
         raise RuntimeError("an illegal thing was met")
 
-    monkeypatch.setattr(choose, "race", race)
+    monkeypatch.setattr(choose, "_raced_as_they_are", race)
     args = given_padded()
     with pytest.warns(
         UncompiledWarning, match="could not be raced, torch's own choice stays: RuntimeError: an illegal thing was met"
