@@ -153,15 +153,18 @@ def _width(module: nn.Module) -> int:
 def _is_chain(module: nn.Module, first: nn.Linear, second: nn.Linear, between: Sequence[Callable[[Tensor], Tensor]]) -> bool:
     """Whether it computes second(activation(first(x))) and no more: a residual or a gate inside would be lost."""
     like = first.weight
-    x = torch.randn(2, 3, first.in_features, generator=torch.Generator().manual_seed(0)).to(like)
+    x = 4 * torch.randn(16, first.in_features, generator=torch.Generator().manual_seed(0)).to(like)
+    x = torch.stack((x, -x))  # both signs before the activation: on one of them alone ReLU may be the identity
     with torch.no_grad():
         try:
             found = copy.deepcopy(module).eval()(x)
         except Exception:  # it takes something else than one tensor: not a feed-forward sublayer
             return False
-        expected = [second(activation(first(x))) for activation in between]
+        expected, linear = [second(activation(first(x))) for activation in between], second(first(x))
     bar = 64 * torch.finfo(like.dtype).eps
-    return isinstance(found, Tensor) and any(torch.allclose(found, one, rtol=bar, atol=bar) for one in expected)
+    if not isinstance(found, Tensor) or torch.allclose(found, linear, rtol=bar, atol=bar):
+        return False
+    return any(torch.allclose(found, one, rtol=bar, atol=bar) for one in expected)
 
 
 def replace(model: nn.Module, found: dict[str, list[str]], qubits: int, depth: int, backend: str, entangle: bool) -> None:
