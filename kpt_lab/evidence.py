@@ -150,7 +150,12 @@ def _over(found: Speedup | None) -> str:
 
 
 def _stale(found: Speedup) -> str:
-    return ", *stale*" if "stale" in {status_of(t) for t in (found.trials[0], *found.over[:1])} else ""
+    return stale((found.trials[0], *found.over[:1]))
+
+
+def stale(trials: Iterable[Trial]) -> str:
+    """What stands behind a verdict where code of one of its Trials changed since; "" where none did."""
+    return ", *stale*" if "stale" in map(status_of, trials) else ""
 
 
 def _result(found: Speedup) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kpt_lab import look, ratios, tables
+from kpt_lab import evidence, look, ratios, tables
 from kpt_lab.core import Cost, Metric, Target, Technique, Trial, Trials, Workload, to_dtype
 from kpt_lab.kernels import attention
 from kpt_lab.measure import quote
@@ -185,7 +185,8 @@ def winners(trials: Trials, technique: str = "flashlight") -> str:
             first = s.over[0]
             rate = found[first.workload, frozenset(first.params.items()), first.label]
             told = ", ".join(f"{name} {value}" for name, value in first.params.items())
-            rows.append((s.cell.workload, told, first.label, f"{rate:.0f} TFLOP/s", tables.span(s.ratio), s.ratio.verdict))
+            verdict = s.ratio.verdict + evidence.stale((s.trials[0], first))
+            rows.append((s.cell.workload, told, first.label, f"{rate:.0f} TFLOP/s", tables.span(s.ratio), verdict))
     return tables.markdown(("operation", "inputs", "fastest baseline", "it reaches", f"{technique} over it", "verdict"), rows)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from kpt_lab import look, tables
+from kpt_lab import evidence, look, tables
 from kpt_lab.core import Trials
 from kpt_lab.ratios import Cell, cells, compare
 
@@ -59,10 +59,10 @@ def _over(good: dict[str, Trials], times: dict[str, float], metric: str) -> tupl
     if FLASHLIGHT not in times or not others:
         return "", "", ""
     best = min(others, key=times.__getitem__)
-    ratio = compare(
-        good[best], good[FLASHLIGHT], metric, choices=len(others)
-    )  # of the other's time over ours: the verdict is the other's
-    return _name(best), tables.span(ratio), _MIRRORED.get(ratio.verdict, ratio.verdict)
+    # of the other's time over ours, so that the verdict is the other's
+    ratio = compare(good[best], good[FLASHLIGHT], metric, choices=len(others))
+    verdict = _MIRRORED.get(ratio.verdict, ratio.verdict) + evidence.stale((*good[FLASHLIGHT], *good[best]))
+    return _name(best), tables.span(ratio), verdict
 
 
 def _titles(cell: Cell) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kpt_lab import evidence
 from kpt_lab.core import Metric, Trials
 from kpt_lab.kernels import flashlight_models as models
 
@@ -63,7 +64,7 @@ def test_a_slower_one_is_called_slower(trials: Trials) -> None:
         metrics = {name: replace(m, value=3 * m.value) if "time" in name else m for name, m in trial.metrics.items()}
         return replace(trial, samples=samples, metrics=metrics)
 
-    verdicts = {row[-1] for row in rows(models.table(Trials(map(slowed, trials))))}
+    verdicts = {row[-1].split(",")[0] for row in rows(models.table(Trials(map(slowed, trials))))}
     assert "SLOWER" in verdicts
     assert not verdicts & {"FASTER", "SAME"}
 
@@ -73,6 +74,12 @@ def test_what_did_not_run_leaves_its_place_empty(trials: Trials) -> None:
     for row in rows(models.table(without)):
         assert row[-4:] == ["", "", "", ""]
     assert rows(models.memory(without)) == []
+
+
+@pytest.mark.parametrize(("status", "mark"), [("stale", ", *stale*"), ("", "")])
+def test_rows_of_older_code_are_marked(trials: Trials, monkeypatch: pytest.MonkeyPatch, status: str, mark: str) -> None:
+    monkeypatch.setattr(evidence, "status_of", lambda trial: status)
+    assert {row[-1].endswith("*stale*") for row in rows(models.table(trials))} == {bool(mark)}
 
 
 def test_memory_is_the_peak(trials: Trials) -> None:

@@ -21,6 +21,7 @@ from kpt_lab.kernels.flashlight.roles import Digits, Roles, Source
 
 if TYPE_CHECKING:
     from kpt_lab.kernels.flashlight.derivation import Derivation
+
 NAN = ("infinite", "none")  # without a mask a bias may still be -inf throughout a row
 
 

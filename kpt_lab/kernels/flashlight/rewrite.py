@@ -207,7 +207,12 @@ class Rewritten:
 
         try:
             faster = raced(self, args, kwargs)
-        except Exception as error:  # of rivals that nobody asked for: what was captured goes on
+        except torch.AcceleratorError:  # the device is lost: nothing can go on
+            raise
+        except (
+            Unsupported,
+            RuntimeError,
+        ) as error:  # a rival refused, or did not fit: what was captured goes on, and that is told
             told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             warnings.warn(
                 f"flashlight: kernels could not be raced, torch's own choice stays: {told}", UncompiledWarning, stacklevel=3

@@ -52,18 +52,21 @@ def tune(fn: Callable[..., Any], args: tuple) -> dict[str, float]:
     return choose.tune_flex(shape, device, make, native)
 
 
-MOST = 8
+MOST = 8  # attentions in one race
 
 
 def raced(made: Rewritten, args: tuple, kwargs: Mapping[str, Any]) -> bool:
     """Race FlexAttention with other block sizes, and with FlashAttention-3 where it has such an attention; whether torch's own choice lost.
 
     Whole calls are raced, once for each kind of attention on this device, and remembered. Nothing is raced for a module in training
-    mode, whose buffers a call may change, for more than MOST attentions, each of which is compiled for each rival, nor where there
-    is too little memory for them.
+    mode, whose buffers a call may change, nor for more than MOST attentions, each of which is compiled for each rival. Raises what
+    a rival raises, torch.OutOfMemoryError for one.
     """
-    found, device = _shapes(made, "unraced"), _device((*args, *kwargs.values()))
-    if not 0 < len(found) <= MOST or device is None or torch.cuda.is_current_stream_capturing():
+    device = _device((*args, *kwargs.values()))
+    if device is None or torch.cuda.is_current_stream_capturing():
+        return False
+    found = [(shape, native) for shape, native in _shapes(made, "unraced") if not choose.raced(shape, device)]
+    if not 0 < len(found) <= MOST:
         return False
     if isinstance(made.fn, nn.Module) and made.fn.training:
         return False
@@ -79,22 +82,16 @@ def raced(made: Rewritten, args: tuple, kwargs: Mapping[str, Any]) -> bool:
         return lambda: fused(*given, **named)
 
     lost = False
-    try:
-        with (
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            warnings.catch_warnings(),
-            torch.no_grad(),
-        ):
-            warnings.simplefilter("ignore", UncompiledWarning)  # of a rival alone: there is nothing to do about it
-            for shape, native in {shape.for_flex(): (shape, native) for shape, native in found}.values():
-                tiles = choose.FIRST if shape.queries >= choose.SHORTEST else choose.FIRST[:1]
-                names = [json.dumps(options, sort_keys=True) for options in tiles] + ["fa3"] * native
-                rivals = {name: rival(shape.kind, name) for name in names}
-                # where one was refused, attention as it was written would be raced
-                steps = {name: step(fused) for name, fused in rivals.items() if _fused(fused) == _fused(rivals[choose.TORCHS])}
-                lost |= choose.race_first(shape, device, steps) != choose.TORCHS
-    except torch.OutOfMemoryError:
-        return lost
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore", UncompiledWarning)  # of a rival alone: there is nothing to do about it
+        for shape, native in {shape.for_flex(): (shape, native) for shape, native in found}.values():
+            tiles = choose.FIRST if shape.queries >= choose.SHORTEST else choose.FIRST[:1]
+            names = [json.dumps(options, sort_keys=True) for options in tiles] + ["fa3"] * native
+            rivals = {name: rival(shape.kind, name) for name in names}
+            # where one was refused, attention as it was written would be raced
+            steps = {name: step(fused) for name, fused in rivals.items() if _fused(fused) == _fused(rivals[choose.TORCHS])}
+            lost |= choose.race_first(shape, device, steps) != choose.TORCHS
     return lost
 
 

@@ -463,27 +463,28 @@ def test_many_attentions_are_not_raced(racing, monkeypatch):
     assert racing.races == 0
 
 
-def test_running_out_of_memory_leaves_what_was_there(racing, monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, torch.OutOfMemoryError, Unsupported])
+def test_a_race_that_fails_is_told_and_changes_nothing(racing, monkeypatch, kind):
     def race(steps):
-        raise torch.OutOfMemoryError("too much")
+        raise kind("too much was asked")
 
     monkeypatch.setattr(choose, "_raced_as_they_are", race)
     args = given_padded()
-    assert taken(flashlight.apply(padded, args)) == ["flex"]
-
-
-def test_a_race_that_fails_is_told_and_changes_nothing(racing, monkeypatch):
-    def race(steps):
-        raise RuntimeError("an illegal thing was met")
-
-    monkeypatch.setattr(choose, "_raced_as_they_are", race)
-    args = given_padded()
-    with pytest.warns(
-        UncompiledWarning, match="could not be raced, torch's own choice stays: RuntimeError: an illegal thing was met"
-    ):
+    told = f"could not be raced, torch's own choice stays: {kind.__name__}: too much was asked"
+    with pytest.warns(UncompiledWarning, match=told):
         fused = flashlight.apply(padded, args)
     assert taken(fused) == ["flex"]
     torch.testing.assert_close(fused(*args), padded(*args))
+
+
+@pytest.mark.parametrize("kind", [torch.AcceleratorError, TypeError])
+def test_a_lost_device_and_faults_of_ours_are_not_kept_quiet(racing, monkeypatch, kind):
+    def race(steps):
+        raise kind("an illegal memory access")
+
+    monkeypatch.setattr(choose, "_raced_as_they_are", race)
+    with pytest.raises(kind, match="an illegal memory access"):
+        flashlight.apply(padded, given_padded())
 
 
 class Layer(torch.nn.Module):
