@@ -18,6 +18,7 @@ import math
 import sys
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,19 @@ def merged(files: list[Path], into: Path | None) -> int:
     return 0
 
 
+def _create_on(device: str) -> None:
+    """Let tensors that name no device be made on this one, in compiled code too: torch 2.11's Dynamo knows no default device."""
+
+    def placed(create: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any, **kwargs: Any) -> Any:
+            return create(*args, **({} if "generator" in kwargs else {"device": device}) | kwargs)
+
+        return made
+
+    for name in ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "tril_indices", "zeros"):
+        setattr(torch, name, placed(getattr(torch, name)))
+
+
 def main() -> int:
     """Run what is not in the file yet, a line each, and the counts at the end; 1 where anything is wrong or failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -193,7 +207,7 @@ def main() -> int:
     done, start = {row["idiom"] for row in rows}, timer.now()
     part, parts = map(int, options.share.split("/"))
     if options.device != "cpu":  # idioms that make tensors without a device
-        torch.set_default_device(options.device)
+        _create_on(options.device)
     for name in [name for name in options.only or list(every)[part::parts] if name not in done]:
         if (timer.now() - start) / 1e9 > options.seconds:
             print(f"stopped before {name}: {options.seconds:g} s had passed")
