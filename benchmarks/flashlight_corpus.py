@@ -39,9 +39,27 @@ from kpt_lab.kernels.flashlight import backend, explain, flashlight
 LIMIT = 2.0  # times the plain one's own error
 
 
+ORIGINAL = {
+    name: getattr(torch, name)
+    for name in ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "tril_indices", "zeros")
+}
+
+
+def _create_on(device: str) -> None:
+    """Tensors that name no device are made on this one, in compiled code too: torch 2.11's Dynamo knows no default device."""
+
+    def placed(create: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: create(*args, **({} if "generator" in kwargs else {"device": device}) | kwargs)
+
+    for name, create in ORIGINAL.items():
+        setattr(torch, name, placed(create) if device not in ("", "cpu") else create)
+
+
 def made(idiom: Idiom, device: str, dtype: torch.dtype) -> tuple[Any, tuple]:
     """The idiom's callable and inputs on the device; drawn on the CPU, so that the numbers are the same everywhere."""
+    _create_on("")
     fn, args = idiom.make(0, dtype)
+    _create_on(device)
     fn = fn.to(device) if isinstance(fn, torch.nn.Module) else fn
     return fn, tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in args)
 
@@ -172,19 +190,6 @@ def merged(files: list[Path], into: Path | None) -> int:
     return 0
 
 
-def _create_on(device: str) -> None:
-    """Let tensors that name no device be made on this one, in compiled code too: torch 2.11's Dynamo knows no default device."""
-
-    def placed(create: Callable[..., Any]) -> Callable[..., Any]:
-        def made(*args: Any, **kwargs: Any) -> Any:
-            return create(*args, **({} if "generator" in kwargs else {"device": device}) | kwargs)
-
-        return made
-
-    for name in ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "tril_indices", "zeros"):
-        setattr(torch, name, placed(getattr(torch, name)))
-
-
 def main() -> int:
     """Run what is not in the file yet, a line each, and the counts at the end; 1 where anything is wrong or failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -206,8 +211,6 @@ def main() -> int:
     rows = json.loads(options.record.read_text())["idioms"] if options.record and options.record.exists() else []
     done, start = {row["idiom"] for row in rows}, timer.now()
     part, parts = map(int, options.share.split("/"))
-    if options.device != "cpu":  # idioms that make tensors without a device
-        _create_on(options.device)
     for name in [name for name in options.only or list(every)[part::parts] if name not in done]:
         if (timer.now() - start) / 1e9 > options.seconds:
             print(f"stopped before {name}: {options.seconds:g} s had passed")

@@ -10,8 +10,9 @@
     PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --tune --only padding softcap  # block sizes, and FlashAttention-3's own forms
     PYTHONPATH=. python benchmarks/flashlight_on_gpu.py --summary FILE                 # the tables of a record, on any machine
 
-What a file holds already of this machine is not measured again, so a part can be recorded in several calls of a few minutes:
---seconds ends one. Cells come in the order of what matters most. Choices are kept in build/attention_cache, and copied to $OUT.
+What a file holds already of such a device and of the code as it is now is not measured again, so a part can be recorded in several
+calls of a few minutes: --seconds ends one. Cells come in the order of what matters most. Choices are kept in
+build/attention_cache, and copied to $OUT.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def jobs(part: str, processes: int) -> Iterator[Job]:
 
 
 def record(file: Path, parts: Sequence[str], seconds: float, processes: int) -> None:
-    """Measure what `file` lacks of the parts on this very machine, until done or out of time."""
+    """Measure what `file` lacks of the parts on such a device, until done or out of time."""
     every = itertools.chain.from_iterable(jobs(part, processes) for part in parts)
     measured(every, file, device=DEVICE, seconds=seconds, limit=180.0)
     summary(file)

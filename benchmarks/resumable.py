@@ -1,17 +1,22 @@
-"""Measure jobs into a file until done or out of time, going on where this machine left off; ratios of its summary.
+"""Measure jobs into a file until done or out of time, going on where such a device left off; ratios of its summary.
 
-What the scripts that record on a GPU in calls of a few minutes share.
+What the scripts that record on a GPU in calls of a few minutes share. As a script it joins what such calls recorded:
+
+    PYTHONPATH=. python benchmarks/resumable.py INTO FILE [FILE ...]    # cells of the FILEs take the place of INTO's
 """
 
 from __future__ import annotations
 
 import math
+import sys
+import tempfile
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kpt_lab import ratios, records, timer
-from kpt_lab.core import Trials
+from kpt_lab.core import Trial, Trials
 from kpt_lab.environment import environment
 from kpt_lab.isolate import Progress, run_jobs
 from kpt_lab.runner import Job
@@ -25,17 +30,42 @@ def elapsed() -> float:
 
 
 def lacking(jobs: Iterable[Job], file: Path, device: str) -> list[Job]:
-    """The jobs of which `file` doesn't hold every technique from this very machine, in their order."""
-    here = environment(device)["host"]
+    """The jobs of which `file` doesn't hold every technique as its code is now, from such a device under this torch, in their order."""
+    here = _kind(environment(device))
     known: dict[tuple, set[str]] = {}
-    for trial in records.load(file) if file.exists() else ():
-        if trial.host == here:
-            known.setdefault((trial.workload, tuple(sorted(trial.params.items())), trial.process), set()).add(trial.label)
+    held = records.load(file) if file.exists() else Trials()
+    for trial, status in zip(held, records.statuses(held), strict=True):
+        if _kind(trial.env) == here and status not in ("stale", "another environment"):
+            known.setdefault((*_cell(trial), trial.process), set()).add(trial.label)
+    wanted = [(job, (job.workload.name, _sorted(job.params), job.dtype, job.process)) for job in jobs]
+    return [job for job, key in wanted if not {technique.label for technique in job.techniques} <= known.get(key, set())]
 
-    def held(job: Job) -> set[str]:
-        return known.get((job.workload.name, tuple(sorted(job.params.items())), job.process), set())
 
-    return [job for job in jobs if not {technique.label for technique in job.techniques} <= held(job)]
+def _kind(env: Mapping[str, Any]) -> tuple[Any, Any]:
+    return env.get("device_name"), env.get("torch")
+
+
+def _sorted(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(params.items()))
+
+
+def _cell(trial: Trial) -> tuple[Any, ...]:
+    return trial.workload, _sorted(trial.params), trial.dtype
+
+
+def join(into: Path, files: Sequence[Path]) -> str:
+    """Let the cells of `files` take the place of the same cells in `into`, whose others stay; a sentence that says how many.
+
+    A cell is a workload with its parameters and dtype on a kind of device. FileNotFoundError where one of `files` is not there.
+    """
+    new = [trial for file in files for trial in records.load(file)]
+    cells = {(*_cell(trial), trial.env.get("device_name")) for trial in new}
+    old = records.load(into) if into.exists() else Trials()
+    kept = [trial for trial in old if (*_cell(trial), trial.env.get("device_name")) not in cells]
+    with tempfile.TemporaryDirectory(dir=into.parent) as folder:
+        records.record([*kept, *new], Path(folder) / into.name)
+        (Path(folder) / into.name).replace(into)
+    return f"{into}: {len(new)} Trials of {len(cells)} cells took the place of {len(old) - len(kept)}; {len(kept)} stay"
 
 
 def measured(jobs: Iterable[Job], file: Path, *, device: str, seconds: float, limit: float) -> None:
@@ -83,3 +113,9 @@ def geomean(values: Iterable[float]) -> float:
     """The geometric mean of those that are numbers, or NaN."""
     kept = [v for v in values if v == v]
     return math.exp(sum(map(math.log, kept)) / len(kept)) if kept else math.nan
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        raise SystemExit("resumable.py takes the file to join into, and the files whose cells take the place of its own")
+    print(join(Path(sys.argv[1]), [Path(given) for given in sys.argv[2:]]))

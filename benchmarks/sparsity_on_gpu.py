@@ -173,7 +173,7 @@ def recorded_cells(recording: Recording) -> Iterator[Job]:
 
 
 def record(file: Path, part: str, seconds: float) -> None:
-    """Measure what `file` lacks of the record grid on this very machine, until done or out of time."""
+    """Measure what `file` lacks of the record grid on such a device, until done or out of time."""
     measured(jobs(part), file, device=DEVICE, seconds=seconds, limit=120.0)
     summary(file)
 

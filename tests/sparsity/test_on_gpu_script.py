@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import fakes
 import pytest
 import torch
 
-from kpt_lab import records
+from kpt_lab import records, source
 from kpt_lab.core import Metric, Trial, Trials
 from kpt_lab.sparsity import layer
 
@@ -77,25 +78,50 @@ def test_the_summary_takes_the_best_dense_and_the_worst_dispatch(script, tmp_pat
 
 
 def test_a_record_goes_on_where_it_stopped(script, tmp_path, monkeypatch):
-    """What the file holds of this machine is not measured again; what it holds of another, or in part, is."""
+    """What the file holds of such a device is not measured again; what it holds of another, of older code, or in part, is."""
     import resumable
 
     asked, file = [], tmp_path / "layer.jsonl"
     todo = list(script.jobs("headline"))
 
-    def trials(job, host):
+    def trials(job, **env):
         metric = {"time": Metric(1e-6, "s", "measured")}
         return [
             Trial(
                 job.workload.name, technique.label, job.params, device="cpu", dtype="bfloat16", metrics=metric, cell=job.cell,
-                process=job.process, samples={"time": (1000,) * 8}, env={"host": host},
+                process=job.process, samples={"time": (1000,) * 8}, env=here | env,
+                source={"workload": source.source_hash(job.workload), "workload_at": "kpt_lab.sparsity.layer:forward"},
             )
             for technique in job.techniques
         ]  # fmt: skip
 
-    here = resumable.environment("cpu")["host"]
-    records.record(Trials([*trials(todo[0], here), *trials(todo[1], "elsewhere"), *trials(todo[2], here)[1:]]), file)
+    here = dict(resumable.environment("cpu"))
+    old = [replace(trial, source=trial.source | {"method": -1}) for trial in trials(todo[3])]
+    held = [*trials(todo[0], host="elsewhere"), *trials(todo[1], device_name="another"), *trials(todo[2])[1:], *old]
+    records.record(Trials(held), file)
     monkeypatch.setattr(resumable, "run_jobs", lambda jobs, **options: asked.extend(jobs))
     script.record(file, "headline", 60.0)
     place = [(job.workload.name, job.params, job.process) for job in asked]
     assert place == [(job.workload.name, job.params, job.process) for job in todo[1:]]
+
+
+def test_cells_recorded_later_take_the_place_of_earlier_ones(script, tmp_path):
+    """A joined file holds each cell once, and every cell of either."""
+    import resumable
+
+    def trial(label, tokens, ns, device="a"):
+        return Trial(
+            "w", label, {"tokens": tokens}, device="cuda", dtype="bfloat16", metrics={"time": Metric(ns / 1e9, "s", "measured")},
+            cell=f"c{tokens}", samples={"time": (ns,) * 8}, env={"device_name": device},
+        )  # fmt: skip
+
+    into, file = tmp_path / "r.jsonl", tmp_path / "new.jsonl"
+    records.record([trial("x", 16, 10), trial("y", 16, 20), trial("x", 64, 30), trial("x", 16, 40, "b")], into)
+    records.record([trial("x", 16, 50), trial("z", 128, 60)], file)
+    told = resumable.join(into, [file])
+    assert told.endswith("2 Trials of 2 cells took the place of 2; 2 stay")
+    found = [(t.label, t.params["tokens"], t.env["device_name"], t.samples["time"][0]) for t in records.load(into)]
+    assert found == [("x", 64, "a", 30), ("x", 16, "b", 40), ("x", 16, "a", 50), ("z", 128, "a", 60)]
+    assert sorted(tmp_path.iterdir()) == [file, into]
+    with pytest.raises(FileNotFoundError):
+        resumable.join(into, [tmp_path / "missing.jsonl"])
