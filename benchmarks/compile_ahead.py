@@ -1,0 +1,95 @@
+"""Fill the compilers' caches for what flashlight_on_gpu.py and flashlight_transformers.py will measure; nothing is timed.
+
+    for i in 0 1 2 3 4 5 6 7; do
+        TORCHINDUCTOR_COMPILE_THREADS=1 PYTHONPATH=. python benchmarks/compile_ahead.py $i/8 --part rebuilt masks --seconds 150 &
+    done; wait
+    TORCHINDUCTOR_COMPILE_THREADS=2 PYTHONPATH=. python benchmarks/compile_ahead.py 0/1 --model gemma2 --memory 0.12
+
+Compiling an attention takes longer than measuring it, on one core, while a GPU that is rented for minutes waits; several
+processes, each with its share of the cells, do it at once. What kernels are raced meanwhile is thrown away: the device is shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import tempfile
+from collections.abc import Iterator
+
+import flashlight_on_gpu as attentions
+import flashlight_transformers as models
+import torch
+from resumable import elapsed
+
+from kpt_lab import baselines, check
+from kpt_lab.core import Technique, Workload
+from kpt_lab.kernels import attention
+from kpt_lab.measure import job_for
+from kpt_lab.runner import Job, built
+
+UNCOMPILED = (attention.eager, attention.fa3, baselines.eager, *attention.libraries)
+LARGE = 4096  # tokens above which what holds the scores is left to the recording
+
+
+def cells(
+    parts: list[str], names: list[str], modes: list[str], device: str
+) -> Iterator[tuple[Workload, list[Technique], dict]]:
+    """The cells whose techniques compile something, those techniques alone."""
+    for part in parts:
+        for workload, techniques, params in attentions.cells(part):
+            chosen = [t for t in techniques if t not in UNCOMPILED]
+            if params["length"] > LARGE:
+                chosen = [t for t in chosen if t is not attention.compiled]
+            yield workload, chosen, params
+    for name in names:
+        for mode in modes:
+            yield models.workload(name, models.CASES[name], mode, device), list(models.PARTS[1:]), {}
+
+
+def compiled(job: Job, technique: Technique) -> str:
+    """Call a technique once, as a cell will; "" or why that failed."""
+    torch._dynamo.reset()
+    before = check.settings()
+    try:
+        problem = job.workload.make(**job.settings)
+        built(job, technique, technique.parts or (technique,), problem, check.detach_inputs(problem.inputs[0]), setup=True)
+    except Exception as error:  # whatever it is, the recording will meet it too and say so in a Trial
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    finally:
+        check.restore(before)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("share", help="this process's part of the cells, such as 0/8")
+    parser.add_argument("--part", nargs="*", default=[], choices=attentions.PARTS)
+    parser.add_argument("--model", nargs="*", default=[], choices=tuple(models.CASES))
+    parser.add_argument("--mode", nargs="*", default=list(models.MODES), choices=models.MODES)
+    parser.add_argument("--memory", type=float, default=0.07, help="share of the device's memory that this process may take")
+    parser.add_argument("--seconds", type=float, default=150.0, help="begin nothing after so many")
+    parser.add_argument("--device", default="cuda")
+    asked = parser.parse_args()
+    part, parts = map(int, asked.share.split("/"))
+    if asked.device != "cpu":
+        torch.cuda.set_per_process_memory_fraction(asked.memory)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["KPT_LAB_CACHE"] = folder
+        for i, (workload, techniques, params) in enumerate(cells(asked.part, asked.model, asked.mode, asked.device)):
+            if i % parts != part:
+                continue
+            for technique in techniques:
+                if elapsed() > asked.seconds:
+                    print(f"[{elapsed():4.0f}] out of time")
+                    return
+                dtype = "float32" if asked.device == "cpu" else attentions.DTYPE
+                failed = compiled(job_for(workload, (technique,), params, device=asked.device, dtype=dtype), technique)
+                print(f"[{elapsed():4.0f}] {workload.name} {params} {technique.label} {failed}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
