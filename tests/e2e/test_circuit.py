@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kpt_lab.widgets import front
 
 from kpt_lab.frontier.quantum import expectations, statevector
 
 from .test_views_lab import chosen, opened, quiet
-from .views import View
+from .views import View, fits, page_of
 
 module = importlib.import_module("kpt_lab.widgets.circuit")
-PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><head><title>Circuit</title><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><style>body {{ margin: 8px }} {style}</style></head>
-<body><main><h1>Circuit</h1><div id="view"></div></main><script>{script}</script>
-<script>window.kptLab.mount(document.getElementById("view"), "circuit", {data}, {state})</script></body></html>"""
-
-
-def page_of(folder: Path, state: dict[str, Any], theme: str = "light") -> str:
-    """The address of a page, opened as a file, that shows the view as the site does."""
-    data, shown = json.dumps(module.tables()), json.dumps(state)
-    text = PAGE.format(theme=theme, style=front.stylesheet(), script=front.script(), data=data, state=shown)
-    path = folder / "circuit.html"
-    path.write_text(text, encoding="utf-8")
-    return path.as_uri()
 
 
 @pytest.fixture
@@ -39,7 +24,7 @@ def show(tmp_path: Path, watch: Callable[..., Any]) -> Callable[..., View]:
 
     def shown(*, width: int = 900, theme: str = "light", **state: Any) -> View:
         page = watch(width=width, height=1100).page
-        page.goto(page_of(tmp_path, state, theme))
+        page.goto(page_of(tmp_path, "circuit", module.tables(), state, theme))
         return View(page.locator(".kpt-circuit"))
 
     return shown
@@ -78,21 +63,13 @@ def test_another_circuit_brings_its_own_sliders(show: Callable[..., View]) -> No
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_it_fits_and_axe_finds_nothing_serious(width: int, theme: str, show: Callable[..., View]) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
     view = show(width=width, theme=theme, circuit="a layer of three qubits")
-    assert view.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-    small = view.root.locator("button, select, input").evaluate_all(
-        "all => all.filter(each => each.getBoundingClientRect().height < 24).map(each => each.outerHTML)"
-    )
-    assert small == []
-    serious = [v for v in Axe().run(view.page).response["violations"] if v["impact"] in ("serious", "critical")]
-    assert serious == []
+    fits(view)
 
 
 def test_an_address_restores_the_view(tmp_path: Path, watch: Callable[..., Any]) -> None:
     page = watch().page
-    page.goto(page_of(tmp_path, {}) + "#view=view&circuit=a pair&observable=ZI&turn=0.5")
+    page.goto(page_of(tmp_path, "circuit", module.tables(), {}) + "#view=view&circuit=a pair&observable=ZI&turn=0.5")
     view = View(page.locator(".kpt-circuit"))
     assert view.chosen("circuit") == "a pair"
     assert view.chosen("observable") == "ZI"

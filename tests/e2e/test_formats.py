@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import random
 from collections.abc import Callable
@@ -17,23 +16,16 @@ from kpt_lab.widgets import front
 from kpt_lab.precision.formats import Format, formats
 
 from .test_views_lab import chosen, opened, quiet
-from .views import View
+from .views import View, fact, fits, page_of
 
 tables = importlib.import_module("kpt_lab.widgets.formats").tables
-PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><head><title>Formats</title><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><style>body {{ margin: 8px }} {style}</style></head>
-<body><main><h1>Formats</h1><div id="view"></div></main><script>{script}</script>
-<script>window.kptLab.mount(document.getElementById("view"), "formats", {data}, {state})</script></body></html>"""
 INNER = "window.kptLab = { mount };"
 
 
-def page_of(folder: Path, state: dict[str, Any], theme: str = "light") -> str:
-    """The address of a page, opened as a file, that shows the view as the site does; its look-up is within reach of the test."""
+def address(folder: Path, state: dict[str, Any], theme: str = "light") -> str:
+    """The page of the view, with its look-up within reach of the test."""
     script = front.script().replace(INNER, f"{INNER} window.landing = landing;")
-    text = PAGE.format(theme=theme, style=front.stylesheet(), script=script, data=json.dumps(tables()), state=json.dumps(state))
-    path = folder / "formats.html"
-    path.write_text(text, encoding="utf-8")
-    return path.as_uri()
+    return page_of(folder, "formats", tables(), state, theme, script)
 
 
 @pytest.fixture
@@ -42,7 +34,7 @@ def show(tmp_path: Path, watch: Callable[..., Any]) -> Callable[..., View]:
 
     def shown(*, width: int = 900, theme: str = "light", **state: Any) -> View:
         page = watch(width=width, height=1000).page
-        page.goto(page_of(tmp_path, state, theme))
+        page.goto(address(tmp_path, state, theme))
         return View(page.locator(".kpt-formats"))
 
     return shown
@@ -50,11 +42,6 @@ def show(tmp_path: Path, watch: Callable[..., Any]) -> Callable[..., View]:
 
 def bits(view: View) -> str:
     return "".join(view.root.locator(".kpt-bit").all_text_contents())
-
-
-def fact(view: View, name: str, column: int = 0) -> str:
-    row = view.root.locator(".kpt-casts tr", has=view.page.get_by_role("rowheader", name=name, exact=True))
-    return str(row.locator("td").nth(column).text_content())
 
 
 @pytest.mark.parametrize("fmt", formats, ids=lambda fmt: fmt.name)
@@ -140,21 +127,13 @@ def test_a_click_on_the_line_chooses_a_number(show: Callable[..., View]) -> None
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_it_fits_and_axe_finds_nothing_serious(width: int, theme: str, show: Callable[..., View]) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
     view = show(width=width, theme=theme, value=-700, beside="int8")
-    assert view.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-    small = view.root.locator("button, select, input").evaluate_all(
-        "all => all.filter(each => each.getBoundingClientRect().height < 24).map(each => each.outerHTML)"
-    )
-    assert small == []
-    serious = [v for v in Axe().run(view.page).response["violations"] if v["impact"] in ("serious", "critical")]
-    assert serious == []
+    fits(view)
 
 
 def test_an_address_restores_the_view(tmp_path: Path, watch: Callable[..., Any]) -> None:
     page = watch().page
-    page.goto(page_of(tmp_path, {}) + "#view=view&value=26&format=e5m2fnuz&amax=1000&axis=linear")
+    page.goto(address(tmp_path, {}) + "#view=view&value=26&format=e5m2fnuz&amax=1000&axis=linear")
     view = View(page.locator(".kpt-formats"))
     assert view.chosen("format") == "e5m2fnuz"
     assert view.chosen("number line") == "linear"

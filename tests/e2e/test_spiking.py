@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kpt_lab.widgets import front, raster
+from kpt_lab.widgets import raster
 from torch import nn
 
 from kpt_lab.frontier.spiking import SpikingTransformer
 
 from .test_views_lab import chosen, opened, quiet
-from .views import View
+from .views import View, fact, fits, page_of
 
 energy = importlib.import_module("kpt_lab.widgets.energy")
-PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><head><title>View</title><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><style>body {{ margin: 8px }} {style}</style></head>
-<body><main><h1>View</h1><div id="view"></div></main><script>{script}</script>
-<script>window.kptLab.mount(document.getElementById("view"), "{view}", {data}, {state})</script></body></html>"""
 MARK = {"label": "digits", "arithmetic": "float32", "spikes": 0.9, "compute": 5.5, "with_memory": 0.27}
 STEP = "step"
 
@@ -49,17 +44,7 @@ def show(tmp_path: Path, watch: Callable[..., Any], runs: dict[str, Any]) -> Cal
         if clock:
             page.clock.install(time=0)
         data = runs if view == "raster" else energy.constants(marks=[MARK])
-        text = PAGE.format(
-            theme=theme,
-            view=view,
-            style=front.stylesheet(),
-            script=front.script(),
-            data=json.dumps(data),
-            state=json.dumps(state),
-        )
-        path = tmp_path / f"{view}.html"
-        path.write_text(text, encoding="utf-8")
-        page.goto(path.as_uri() + address)
+        page.goto(page_of(tmp_path, view, data, state, theme) + address)
         if clock:
             page.clock.pause_at(3600)  # or time goes on by itself between the test's own steps
         return View(page.locator(f".kpt-{view}"))
@@ -69,11 +54,6 @@ def show(tmp_path: Path, watch: Callable[..., Any], runs: dict[str, Any]) -> Cal
 
 def said(view: View) -> str:
     return str(view.root.locator("p[role=status]").inner_text())
-
-
-def fact(view: View, name: str, column: int = 0) -> str:
-    row = view.root.locator(".kpt-casts tr", has=view.page.get_by_role("rowheader", name=name, exact=True))
-    return str(row.locator("td").nth(column).text_content())
 
 
 # ---- energy
@@ -185,18 +165,10 @@ def test_networks_inputs_and_windows_can_be_chosen(show: Callable[..., View]) ->
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("name", ["energy", "raster"])
 def test_they_fit_and_axe_finds_nothing_serious(name: str, width: int, theme: str, show: Callable[..., View]) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
     view = show(name, width=width, theme=theme)
     for summary in view.root.locator("summary").all():
         summary.click()
-    assert view.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-    small = view.root.locator("button, select, input").evaluate_all(
-        "all => all.filter(each => each.getBoundingClientRect().height < 24).map(each => each.outerHTML)"
-    )
-    assert small == []
-    serious = [v for v in Axe().run(view.page).response["violations"] if v["impact"] in ("serious", "critical")]
-    assert serious == []
+    fits(view)
 
 
 # ---- in JupyterLab

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
+
+from kpt_lab.widgets import front
 
 # Every shape, square and word but the controls': any change of the figure changes it. Ids differ from view to view.
 DRAWN = """root => [...root.querySelectorAll('*')].filter(each => !each.closest('.kpt-control')).map(each =>
@@ -11,6 +15,10 @@ DRAWN = """root => [...root.querySelectorAll('*')].filter(each => !each.closest(
   + [...each.childNodes].filter(child => child.nodeType === Node.TEXT_NODE).map(child => child.data).join('')).join('\\n').replace(/kpt-\\d+-\\w+/g, '')"""
 CHANGED = f"([root, before]) => root.isConnected && ({DRAWN})(root) !== before"
 ANSWER_MS = 20_000  # how long a view may take to answer before it counts as dead
+PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><head><title>View</title><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><style>body {{ margin: 8px }} {style}</style></head>
+<body><main><h1>View</h1><div id="view"></div></main><script>{script}</script>
+<script>window.kptLab.mount(document.getElementById("view"), "{view}", {data}, {state})</script></body></html>"""
 SETTLE = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
@@ -132,3 +140,33 @@ class View:
         self.page.keyboard.press("Enter")
         self.changes(before)
         assert f"You expected {guess}" in self.root.inner_text()
+
+
+def page_of(folder: Path, view: str, data: Any, state: dict[str, Any], theme: str = "light", script: str = "") -> str:
+    """The address of a page, opened as a file, that shows one view as the site does. script: instead of the site's own."""
+    text = PAGE.format(
+        theme=theme, view=view, style=front.stylesheet(), script=script or front.script(), data=json.dumps(data),
+        state=json.dumps(state),
+    )  # fmt: skip
+    path = folder / f"{view}.html"
+    path.write_text(text, encoding="utf-8")
+    return path.as_uri()
+
+
+def fact(view: View, name: str, column: int = 0) -> str:
+    """A cell of the view's table of facts, by its row's head."""
+    row = view.root.locator(".kpt-casts tr", has=view.page.get_by_role("rowheader", name=name, exact=True))
+    return str(row.locator("td").nth(column).text_content())
+
+
+def fits(view: View) -> None:
+    """Nothing scrolls sideways, no control is too small to be hit, and axe finds nothing serious."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    assert view.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    small = view.root.locator("button, select, input").evaluate_all(
+        "all => all.filter(each => each.getBoundingClientRect().height < 24).map(each => each.outerHTML)"
+    )
+    assert small == []
+    serious = [v for v in Axe().run(view.page).response["violations"] if v["impact"] in ("serious", "critical")]
+    assert serious == []
