@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
-from kpt_lab import tables
 from kpt_lab.core import Unsupported
 from kpt_lab.kernels.flashlight import blocks, explain, flashlight, functions, index, lower, match
 from kpt_lab.kernels.flashlight.capture import functional_form, remove_dead
@@ -31,7 +28,6 @@ from kpt_lab.kernels.flashlight.expression import (
 )
 from kpt_lab.kernels.flashlight.gallery import Variant
 
-RECORDS_CORPUS = "python benchmarks/flashlight_corpus.py --device cuda --dtype bfloat16 --record benchmarks/recorded/flashlight_corpus.h100.json"
 LARGE = 6  # parts that an expression has at least before a letter stands for it
 
 
@@ -308,47 +304,4 @@ def reason(fn: Callable[..., Any], args: Sequence[Any]) -> str:
     return ""
 
 
-# ---- recorded
-
-
-def _recorded(folder: str | Path) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Of each recorded run of the corpus where it ran, and its rows."""
-    found = []
-    for path in sorted(Path(folder).glob("flashlight_corpus*.json")):
-        told = json.loads(path.read_text())
-        where = f"{told['environment']['device_name']}, {told['dtype']}, torch {told['environment']['torch']}"
-        found.append((where, told["idioms"]))
-    return found
-
-
-def corpus(folder: str | Path) -> str:
-    """Markdown: of each recorded run of the corpus, how many idioms are fused and right; or the command that records one."""
-    rows = []
-    for where, told in _recorded(folder):
-        told = [one for one in told if "not_on_device" not in one]  # what torch itself does not run in that dtype
-        idioms, misses = ([one for one in told if one["near_miss"] is wanted] for wanted in (False, True))
-        fused = [one for one in idioms if "error" in one]
-        right, left = (sum(bool(one["right"]) for one in each) for each in (fused, misses))
-        rows.append((where, f"{right} of {len(idioms)}", len(fused) - right, f"{left} of {len(misses)}"))
-    if not rows:
-        return f"Not recorded yet; `{RECORDS_CORPUS}` records it."
-    return tables.markdown(
-        ("where", "idioms fused and right", "fused and wrong", "near misses left alone, for the right reason"), rows
-    )
-
-
-def corpus_errors(folder: str | Path, count: int = 5) -> str:
-    """Markdown: of each recorded run the idioms whose fused error is largest beside that of the lines as written."""
-    rows = []
-    for where, told in _recorded(folder):
-        fused = [one for one in told if one.get("plain") and one.get("error") is not None]
-        for one in sorted(fused, key=lambda one: one["plain"] / one["error"] if one["error"] else 2.0)[:count]:
-            rows.append(
-                (where, one["idiom"], f"{one['error']:.1e}", f"{one['plain']:.1e}", f"{one['error'] / one['plain']:.2f}")
-            )
-    if not rows:
-        return "Not recorded yet: the short answer tells the command."
-    return tables.markdown(("where", "idiom", "error, fused", "as written", "fused over as written"), rows)
-
-
-__all__ = ["Blocks", "Errors", "Seen", "Step", "blocks_of", "corpus", "corpus_errors", "errors", "lettered", "lines", "look_at", "pairs", "reading", "reason"]  # fmt: skip
+__all__ = ["Blocks", "Errors", "Seen", "Step", "blocks_of", "errors", "lettered", "lines", "look_at", "pairs", "reading", "reason"]  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kpt_lab.kernels import flashlight_drawn, flashlight_story
+from kpt_lab.kernels import flashlight_drawn, flashlight_judged, flashlight_story
 from kpt_lab.kernels.flashlight import blocks, gallery
 
 LENGTH = 300  # ends inside of a block
@@ -79,7 +79,7 @@ def test_a_letter_stands_for_what_occurs_again():
 
 
 def test_the_corpus_says_how_to_record_it_or_what_was_recorded(tmp_path):
-    assert flashlight_story.RECORDS_CORPUS in flashlight_story.corpus(tmp_path)
+    assert flashlight_judged.RECORDS in flashlight_judged.table(tmp_path)
     rows = [
         {"idiom": "a", "near_miss": False, "error": 2e-7, "plain": 1e-7, "right": True},
         {"idiom": "b", "near_miss": False, "refused": "why", "right": False},
@@ -88,8 +88,8 @@ def test_the_corpus_says_how_to_record_it_or_what_was_recorded(tmp_path):
     ]
     told = {"environment": {"device_name": "D", "torch": "2"}, "dtype": "float32", "idioms": rows}
     (tmp_path / "flashlight_corpus.d.json").write_text(json.dumps(told))
-    assert "| D, float32, torch 2 | 1 of 2 | 0 | 1 of 1 |" in flashlight_story.corpus(tmp_path)
-    assert "| a | 2.0e-07 | 1.0e-07 | 2.00 |" in flashlight_story.corpus_errors(tmp_path)
+    assert "| D, float32, torch 2 | 1 of 2 | 0 | 1 of 1 |" in flashlight_judged.table(tmp_path)
+    assert "| a | 2.0e-07 | 1.0e-07 | 2.00 |" in flashlight_judged.largest(tmp_path)
 
 
 def test_the_figure_has_a_slider_for_each_mask_and_one_visible_state():
