@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import flashlight_on_gpu as attentions
 import flashlight_transformers as models
@@ -32,19 +35,24 @@ UNCOMPILED = (attention.eager, attention.fa3, baselines.eager, *attention.librar
 LARGE = 4096  # tokens above which what holds the scores is left to the recording
 
 
-def cells(
-    parts: list[str], names: list[str], modes: list[str], device: str
-) -> Iterator[tuple[Workload, list[Technique], dict]]:
-    """The cells whose techniques compile something, those techniques alone."""
+Cell = tuple[Callable[[], Workload], list[Technique], dict[str, Any]]  # models are made when it is their turn
+
+
+def cells(parts: list[str], names: list[str], modes: list[str], device: str) -> Iterator[Cell]:
+    """All cells, with those of their techniques that compile something."""
     for part in parts:
         for workload, techniques, params in attentions.cells(part):
             chosen = [t for t in techniques if t not in UNCOMPILED]
             if params["length"] > LARGE:
                 chosen = [t for t in chosen if t is not attention.compiled]
-            yield workload, chosen, params
+            yield partial(_same, workload), chosen, params
     for name in names:
         for mode in modes:
-            yield models.workload(name, models.CASES[name], mode, device), list(models.PARTS[1:]), {}
+            yield partial(models.workload, name, models.CASES[name], mode, device), list(models.PARTS[1:]), {}
+
+
+def _same(workload: Workload) -> Workload:
+    return workload
 
 
 def compiled(job: Job, technique: Technique) -> str:
@@ -74,14 +82,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=150.0, help="begin nothing after so many")
     parser.add_argument("--device", default="cuda")
     asked = parser.parse_args()
-    part, parts = map(int, asked.share.split("/"))
+    part, _, parts = asked.share.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        parser.error(f"share is {asked.share!r}; accepted is a process's number and their count, from 0/1 on, such as 3/8")
     if asked.device != "cpu":
         torch.cuda.set_per_process_memory_fraction(asked.memory)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["KPT_LAB_CACHE"] = folder
-        for i, (workload, techniques, params) in enumerate(cells(asked.part, asked.model, asked.mode, asked.device)):
-            if i % parts != part:
-                continue
+        every = cells(asked.part, asked.model, asked.mode, asked.device)
+        for make, techniques, params in itertools.islice(every, int(part), None, int(parts)):
+            workload = make()
             for technique in techniques:
                 if elapsed() > asked.seconds:
                     print(f"[{elapsed():4.0f}] out of time")

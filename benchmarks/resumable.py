@@ -2,7 +2,9 @@
 
 What the scripts that record on a GPU in calls of a few minutes share. As a script it joins what such calls recorded:
 
-    PYTHONPATH=. python benchmarks/resumable.py INTO FILE [FILE ...]    # cells of the FILEs take the place of INTO's
+    PYTHONPATH=. python benchmarks/resumable.py INTO [FILE ...]    # cells of the FILEs take the place of INTO's
+
+Without a FILE it drops stale runs of cells that were measured again into INTO.
 """
 
 from __future__ import annotations
@@ -53,19 +55,39 @@ def _cell(trial: Trial) -> tuple[Any, ...]:
     return trial.workload, _sorted(trial.params), trial.dtype
 
 
-def join(into: Path, files: Sequence[Path]) -> str:
-    """Let the cells of `files` take the place of the same cells in `into`, whose others stay; a sentence that says how many.
+def join(into: Path, files: Sequence[Path] = ()) -> str:
+    """Let the cells of `files` take the place of the same cells in `into`; of cells that `into` holds twice, stale runs then go.
 
-    A cell is a workload with its parameters and dtype on a kind of device. FileNotFoundError where one of `files` is not there.
+    A cell is a workload with its parameters and dtype on a kind of device; a run of it is stale where one of its Trials is. Returns a
+    sentence that says how many. ValueError where a cell of `files` has fewer processes than the one that stands,
+    FileNotFoundError where a file is missing.
     """
     new = [trial for file in files for trial in records.load(file)]
-    cells = {(*_cell(trial), trial.env.get("device_name")) for trial in new}
-    old = records.load(into) if into.exists() else Trials()
-    kept = [trial for trial in old if (*_cell(trial), trial.env.get("device_name")) not in cells]
+    old = records.load(into) if into.exists() or not files else Trials()
+    stale = {t.cell for t, status in zip(old, records.statuses(old), strict=True) if status == "stale"}
+    had, has = _processes(t for t in old if t.cell not in stale), _processes(new)
+    for cell in has:
+        if len(has[cell]) < len(had.get(cell, ())):
+            raise ValueError(
+                f"{into} holds {len(had[cell])} processes of {cell[0]} {dict(cell[1])}, the files {len(has[cell])}: record the others too"
+            )
+    kept = [t for t in old if _place(t) not in has and not (t.cell in stale and _place(t) in had)]
     with tempfile.TemporaryDirectory(dir=into.parent) as folder:
         records.record([*kept, *new], Path(folder) / into.name)
         (Path(folder) / into.name).replace(into)
-    return f"{into}: {len(new)} Trials of {len(cells)} cells took the place of {len(old) - len(kept)}; {len(kept)} stay"
+    return f"{into}: {len(new)} Trials of {len(has)} cells came in, {len(old) - len(kept)} went, {len(kept)} stay"
+
+
+def _place(trial: Trial) -> tuple[Any, ...]:
+    return *_cell(trial), trial.env.get("device_name")
+
+
+def _processes(trials: Iterable[Trial]) -> dict[tuple[Any, ...], set[int]]:
+    """The process numbers of each cell."""
+    found: dict[tuple[Any, ...], set[int]] = {}
+    for trial in trials:
+        found.setdefault(_place(trial), set()).add(trial.process)
+    return found
 
 
 def measured(jobs: Iterable[Job], file: Path, *, device: str, seconds: float, limit: float) -> None:
@@ -116,6 +138,6 @@ def geomean(values: Iterable[float]) -> float:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
+    if len(sys.argv) < 2:
         raise SystemExit("resumable.py takes the file to join into, and the files whose cells take the place of its own")
     print(join(Path(sys.argv[1]), [Path(given) for given in sys.argv[2:]]))

@@ -109,19 +109,30 @@ def test_cells_recorded_later_take_the_place_of_earlier_ones(script, tmp_path):
     """A joined file holds each cell once, and every cell of either."""
     import resumable
 
-    def trial(label, tokens, ns, device="a"):
+    def trial(label, tokens, ns, device="a", cell="", **more):
         return Trial(
             "w", label, {"tokens": tokens}, device="cuda", dtype="bfloat16", metrics={"time": Metric(ns / 1e9, "s", "measured")},
-            cell=f"c{tokens}", samples={"time": (ns,) * 8}, env={"device_name": device},
+            cell=cell or f"c{tokens}", samples={"time": (ns,) * 8}, env={"device_name": device}, **more,
         )  # fmt: skip
 
     into, file = tmp_path / "r.jsonl", tmp_path / "new.jsonl"
     records.record([trial("x", 16, 10), trial("y", 16, 20), trial("x", 64, 30), trial("x", 16, 40, "b")], into)
     records.record([trial("x", 16, 50), trial("z", 128, 60)], file)
     told = resumable.join(into, [file])
-    assert told.endswith("2 Trials of 2 cells took the place of 2; 2 stay")
+    assert told.endswith("2 Trials of 2 cells came in, 2 went, 2 stay")
     found = [(t.label, t.params["tokens"], t.env["device_name"], t.samples["time"][0]) for t in records.load(into)]
     assert found == [("x", 64, "a", 30), ("x", 16, "b", 40), ("x", 16, "a", 50), ("z", 128, "a", 60)]
     assert sorted(tmp_path.iterdir()) == [file, into]
     with pytest.raises(FileNotFoundError):
         resumable.join(into, [tmp_path / "missing.jsonl"])
+
+    old = {"source": {"method": -1}}
+    first = [trial("x", 16, 70, cell="first", **old), trial("peer", 16, 75, cell="first")]
+    again, alone = [trial("x", 16, 80), trial("peer", 16, 85)], [trial("x", 256, 90, **old), trial("peer", 256, 95)]
+    records.record([*first, *again, *alone], tmp_path / "again.jsonl")
+    assert resumable.join(tmp_path / "again.jsonl").endswith("came in, 2 went, 4 stay")
+    assert [t.samples["time"][0] for t in records.load(tmp_path / "again.jsonl")] == [80, 85, 90, 95]
+
+    records.record([trial("x", 16, 10, process=1)], into)
+    with pytest.raises(ValueError, match=r"holds 2 processes of w \{'tokens': 16\}, the files 1"):
+        resumable.join(into, [file])
