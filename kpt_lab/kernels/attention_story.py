@@ -177,7 +177,7 @@ def rates(trials: Trials) -> Iterator[tuple[Trial, float, float, float]]:
 
 
 def winners(trials: Trials, technique: str = "flashlight") -> str:
-    """Markdown: of each cell the fastest baseline, what it reaches, and the technique's ratio over it."""
+    """Markdown: of each cell the fastest baseline, what it reaches, and the technique's ratio over it; a sentence where there is none."""
     found = {(one.workload, frozenset(one.params.items()), one.label): rate for one, rate, *_ in rates(trials)}
     rows = []
     for s in ratios.speedups(trials):
@@ -187,6 +187,8 @@ def winners(trials: Trials, technique: str = "flashlight") -> str:
             told = ", ".join(f"{name} {value}" for name, value in first.params.items())
             verdict = s.ratio.verdict + evidence.stale((s.trials[0], first))
             rows.append((s.cell.workload, told, first.label, f"{rate:.0f} TFLOP/s", tables.span(s.ratio), verdict))
+    if not rows:
+        return f"None of these is recorded yet; {HOW} records them."
     return tables.markdown(("operation", "inputs", "fastest baseline", "it reaches", f"{technique} over it", "verdict"), rows)
 
 

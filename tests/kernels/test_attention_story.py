@@ -65,6 +65,10 @@ def test_quoted_rates_come_back_and_form_no_ratio() -> None:
     assert "493 to 531" in attention_story.rate_table(quoted)
 
 
+def test_a_table_without_trials_says_how_to_record_them() -> None:
+    assert attention_story.winners(Trials()) == f"None of these is recorded yet; {attention_story.HOW} records them."
+
+
 def test_a_figure_without_times_is_refused() -> None:
     with pytest.raises(ValueError, match="trials hold no time"):
         attention_story.ladder(Trials(), targets.h100_sxm)
