@@ -15,6 +15,7 @@ import argparse
 import gc
 import itertools
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,14 +27,13 @@ import torch
 from resumable import elapsed
 
 from kpt_lab import baselines, check
-from kpt_lab.core import Technique, Workload
+from kpt_lab.core import Technique, Unsupported, Workload
 from kpt_lab.kernels import attention
 from kpt_lab.measure import job_for
-from kpt_lab.runner import Job, built
+from kpt_lab.runner import Job, built, status_of
 
 UNCOMPILED = (attention.eager, attention.fa3, baselines.eager, *attention.libraries)
 LARGE = 4096  # tokens above which what holds the scores is left to the recording
-
 
 Cell = tuple[Callable[[], Workload], list[Technique], dict[str, Any]]  # models are made when it is their turn
 
@@ -56,14 +56,17 @@ def _same(workload: Workload) -> Workload:
 
 
 def compiled(job: Job, technique: Technique) -> str:
-    """Call a technique once, as a cell will; "" or why that failed."""
+    """Call a technique once, as a cell will; "" or its status and what happened."""
     torch._dynamo.reset()
     before = check.settings()
     try:
         problem = job.workload.make(**job.settings)
         built(job, technique, technique.parts or (technique,), problem, check.detach_inputs(problem.inputs[0]), setup=True)
-    except Exception as error:  # whatever it is, the recording will meet it too and say so in a Trial
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    except torch.AcceleratorError:  # the device is lost: nothing can go on
+        raise
+    except (Unsupported, RuntimeError) as error:  # refused, not compiled, or out of this process's share of memory
+        status, advice = status_of(error)
+        return f"{status}: {advice}"
     finally:
         check.restore(before)
         gc.collect()
@@ -72,7 +75,8 @@ def compiled(job: Job, technique: Technique) -> str:
     return ""
 
 
-def main() -> None:
+def main() -> int:
+    """Compile this process's share, a line each; 1 where something failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("share", help="this process's part of the cells, such as 0/8")
     parser.add_argument("--part", nargs="*", default=[], choices=attentions.PARTS)
@@ -87,6 +91,7 @@ def main() -> None:
         parser.error(f"share is {asked.share!r}; accepted is a process's number and their count, from 0/1 on, such as 3/8")
     if asked.device != "cpu":
         torch.cuda.set_per_process_memory_fraction(asked.memory)
+    bad = 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["KPT_LAB_CACHE"] = folder
         every = cells(asked.part, asked.model, asked.mode, asked.device)
@@ -95,11 +100,13 @@ def main() -> None:
             for technique in techniques:
                 if elapsed() > asked.seconds:
                     print(f"[{elapsed():4.0f}] out of time")
-                    return
+                    return int(bad > 0)
                 dtype = "float32" if asked.device == "cpu" else attentions.DTYPE
                 failed = compiled(job_for(workload, (technique,), params, device=asked.device, dtype=dtype), technique)
+                bad += bool(failed)
                 print(f"[{elapsed():4.0f}] {workload.name} {params} {technique.label} {failed}", flush=True)
+    return int(bad > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

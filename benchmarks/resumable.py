@@ -140,4 +140,7 @@ def geomean(values: Iterable[float]) -> float:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         raise SystemExit("resumable.py takes the file to join into, and the files whose cells take the place of its own")
-    print(join(Path(sys.argv[1]), [Path(given) for given in sys.argv[2:]]))
+    try:
+        print(join(Path(sys.argv[1]), [Path(given) for given in sys.argv[2:]]))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from error

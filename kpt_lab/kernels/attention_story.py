@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 HOW = "`kpt-lab record kernels.attention --out notebooks/phase1/results/attention`"
+PARTS = "`python benchmarks/flashlight_on_gpu.py --record FILE --part NAME`"
 CAPACITY = Metric(80e9, "B", "quoted", source="NVIDIA H100 Tensor Core GPU data sheet, H100 SXM: 80 GB HBM3")
 WORKLOADS = {w.name: w for w in (attention.forward, attention.backward)}
 
@@ -188,7 +189,7 @@ def winners(trials: Trials, technique: str = "flashlight") -> str:
             verdict = s.ratio.verdict + evidence.stale((s.trials[0], first))
             rows.append((s.cell.workload, told, first.label, f"{rate:.0f} TFLOP/s", tables.span(s.ratio), verdict))
     if not rows:
-        return f"None of these is recorded yet; {HOW} records them."
+        return f"None of these is recorded yet; {PARTS} records them, by part."
     return tables.markdown(("operation", "inputs", "fastest baseline", "it reaches", f"{technique} over it", "verdict"), rows)
 
 

@@ -66,7 +66,7 @@ def test_quoted_rates_come_back_and_form_no_ratio() -> None:
 
 
 def test_a_table_without_trials_says_how_to_record_them() -> None:
-    assert attention_story.winners(Trials()) == f"None of these is recorded yet; {attention_story.HOW} records them."
+    assert attention_story.winners(Trials()) == f"None of these is recorded yet; {attention_story.PARTS} records them, by part."
 
 
 def test_a_figure_without_times_is_refused() -> None:
