@@ -175,12 +175,28 @@ def cudnn_backward(dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal
     )
 
 
-def _fa3_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float) -> Pair:
-    from fa3_fwd_interface import flash_attn_func  # type: ignore[import-not-found]
+def fa3_launch(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float, *, used: torch.Tensor | None = None,
+    cap: float = 0.0, left: int = -1, right: int = -1,
+) -> Pair:  # fmt: skip
+    """FlashAttention-3's operator itself on (b, h, l, d) CUDA tensors whose last stride is 1; no gradient. Output and row sums.
 
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out, lse = flash_attn_func(q, k, v, softmax_scale=scale, causal=causal, return_attn_probs=True)[:2]
-    return out.transpose(1, 2), lse
+    Its Python front end comes to the same call, after two operators more whose dispatch takes a slow host tens of microseconds.
+    used (b,), int32: how many keys of each batch row are attended; the kernel then splits the keys as it sees fit. cap, left, right:
+    of its bent scores and its windows, as its front end takes them.
+    """
+    import fa3_fwd_interface  # type: ignore[import-not-found]  # noqa: F401 - registers the operator
+
+    out, sums = torch.ops.fa3_fwd.fwd.default(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seqused_k=used, softmax_scale=scale, is_causal=causal,
+        window_size_left=left, window_size_right=right, softcap=cap, num_splits=1 if used is None else 0,
+    )[:2]  # fmt: skip
+    return out.transpose(1, 2), sums
+
+
+def _fa3_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float) -> Pair:
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    return fa3_launch(q, k, v, causal, scale)
 
 
 KERNELS = {

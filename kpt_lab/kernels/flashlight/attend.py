@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kpt_lab.core import Unsupported
-from kpt_lab.kernels.blockwise import cudnn_backward
+from kpt_lab.kernels.blockwise import cudnn_backward, fa3_launch
 
 BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -42,7 +43,8 @@ def attention(
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
     if kernel == "fa3":
-        return fa3(query, key, value, causal, scale)[0]
+        _same_lengths(query, key, causal)
+        return (fa3_launch if at_once(query, key, value) else fa3)(query, key, value, causal, scale)[0]
     if kernel == "efficient" and grouped:  # it has no grouped heads: a view of each key head for all of its queries
         groups = query.shape[1] // key.shape[1]
         key, value = (x.unsqueeze(2).expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (key, value))
@@ -110,14 +112,29 @@ def fa3(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -
 
     causal: only of equally many queries and keys, since this kernel aligns the mask to the last key. Raises Unsupported.
     """
+    _same_lengths(query, key, causal)
+    return fa3_launch(query, key, value, causal, scale)
+
+
+def _same_lengths(query: Tensor, key: Tensor, causal: bool) -> None:
     if causal and query.shape[2] != key.shape[2]:
         raise Unsupported("FlashAttention-3 aligns its causal mask to the last key; pass equally many queries and keys")
-    import fa3_fwd_interface as library  # type: ignore[import-not-found]
 
-    out, sums = library.flash_attn_func(
-        *(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scale, causal=causal, return_attn_probs=True
-    )[:2]
-    return out.transpose(1, 2), sums
+
+def at_once(*tensors: Tensor) -> bool:
+    """Whether a kernel may be launched on these as they are: nothing traces, and no gradient will be asked for.
+
+    Otherwise it has to be called through an operator of PyTorch's, whose dispatch takes the host longer than the launch.
+    """
+    return (
+        all(type(x) in _PLAIN for x in tensors)
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+        and _get_current_dispatch_mode() is None
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)  # not those of a trace
 
 
 @fa3.register_fake

@@ -154,7 +154,7 @@ class _Site(FlexCall):
         # the kernel multiplies the scores by scale and divides by cap itself
         scale = float(part.scale) * (form.cap or 1.0)  # type: ignore[arg-type]
         return self.call(
-            native.fa3_native._opoverload,
+            native.attention,
             query,
             key,
             value,

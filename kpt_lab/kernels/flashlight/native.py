@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kpt_lab import kernels
 from kpt_lab.kernels import jit, tl
-from kpt_lab.kernels.blockwise import wide
+from kpt_lab.kernels.blockwise import fa3_launch, wide
 from kpt_lab.kernels.flashlight import attend, empty_rows, proofs
 from kpt_lab.kernels.flashlight.arithmetic import arithmetic, at_least_zero
 from kpt_lab.kernels.flashlight.atoms import ONE
@@ -196,6 +196,23 @@ def fa3_native(
     keep (b or 1, keys) of truth values, or lengths (b or 1,) of integers, leave keys out; both None attend all. cap: scores become
     cap · tanh(scale · s / cap). fill: what a row without keys gives, "mean" (of all values), "nan" or "zero".
     """
+    return _native(query, key, value, keep, lengths, scale, causal, cap, left, right, fill)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None, lengths: Tensor | None, scale: float, causal: bool,
+    cap: float, left: int, right: int, fill: str,
+) -> Tensor:  # fmt: skip
+    """`fa3_native`, launched at once where nothing traces and no gradient is asked for."""
+    given = (x for x in (query, key, value, keep, lengths) if x is not None)
+    call = _native if attend.at_once(*given) else fa3_native
+    return call(query, key, value, keep, lengths, scale, causal, cap, left, right, fill)
+
+
+def _native(
+    query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None, lengths: Tensor | None, scale: float, causal: bool,
+    cap: float, left: int, right: int, fill: str,
+) -> Tensor:  # fmt: skip
     values, kept = value, None
     if lengths is not None:
         kept = lengths.expand(query.shape[0]).clamp(0, key.shape[2]).to(torch.int32)
@@ -203,15 +220,10 @@ def fa3_native(
         return _plainly(query, key, value, keep, kept, scale, causal, cap, left, right, fill)
     if keep is not None:
         key, value, kept = packed(key, value, keep.expand(query.shape[0], -1))
-    q, k, v = (x.transpose(1, 2) if x.stride(-1) == 1 else x.transpose(1, 2).contiguous() for x in (query, key, value))
-    import fa3_fwd_interface as library  # type: ignore[import-not-found]
-
-    given = {"softmax_scale": scale, "causal": causal, "softcap": cap, "window_size": (left, right)}
-    if kept is None:
-        return library.flash_attn_func(q, k, v, **given).transpose(1, 2)
-    out, sums = library.flash_attn_with_kvcache(q, k, v, cache_seqlens=kept.contiguous(), return_softmax_lse=True, **given)[:2]
-    out = out.transpose(1, 2)
-    if fill != "zero":
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+    used = None if kept is None else kept.contiguous()
+    out, sums = fa3_launch(query, key, value, causal, scale, used=used, cap=cap, left=left, right=right)
+    if kept is not None and fill != "zero":
         sums = sums.masked_fill((kept == 0)[:, None, None], -torch.inf)
         empty_rows.fill_empty_rows(out, sums, values, query.shape[1] // values.shape[1], fill == "nan")
     return out
