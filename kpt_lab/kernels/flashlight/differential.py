@@ -16,6 +16,7 @@ import torch
 from torch import fx
 from torch._guards import tracing
 
+from kpt_lab.kernels.flashlight.bounds import Bounded
 from kpt_lab.kernels.flashlight.capture import remove_dead
 from kpt_lab.kernels.flashlight.expression import Apply, Attention, Load, Operand, Size, expressions
 from kpt_lab.kernels.flashlight.made_up import Inputs, Unsuited, number
@@ -168,12 +169,17 @@ def _sizes(symbols: list[tuple[Any, int]]) -> list[tuple[str, dict[Any, int]]]:
     """Which sizes to check at: those of the call; symbolic ones also small and odd, and 1."""
     if not symbols:
         return [("the sizes of the call", {})]
-    small = {symbol: min(size, 37 + 2 * i) for i, (symbol, size) in enumerate(symbols)}
-    return [
-        ("small sizes", small),
-        ("odd lengths", {s: 2 * i + 3 for i, (s, _) in enumerate(symbols)}),
+    # what is equal in the call may have to be: torch asks no equality of a table's extent and the indices into it
+    apart, alike = list(range(len(symbols))), list(dict.fromkeys(size for _, size in symbols))
+    equal = [alike.index(size) for _, size in symbols]
+    found = [
+        ("small sizes", {symbol: min(size, 37 + 2 * i) for i, (symbol, size) in zip(equal, symbols, strict=True)}),
+        ("odd lengths", {symbol: 2 * i + 3 for i, (symbol, _) in zip(equal, symbols, strict=True)}),
         ("length 1", {s: 1 for s, _ in symbols}),
     ]
+    if equal != apart:
+        found.append(("unequal lengths", {symbol: 2 * i + 3 for i, (symbol, _) in zip(apart, symbols, strict=True)}))
+    return found
 
 
 def _scores(attention: Attention, sizes: dict[Any, int]) -> int | None:
@@ -197,7 +203,8 @@ def _compare(region: Region, inputs: list[Any], where: str, gradients: bool, siz
         try:
             # Flex would trace its gradients in the compilation under way
             with tracing(None), torch.set_grad_enabled(gradients):
-                out = module(*inputs)
+                bounded = module is region.original and any(x.is_cuda for x in inputs if isinstance(x, torch.Tensor))
+                out = Bounded(module).run(*inputs) if bounded else module(*inputs)
                 grads = torch.autograd.grad(out.float().square().sum(), floats, allow_unused=True) if gradients else ()
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             told = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"

@@ -50,3 +50,11 @@ def test_no_worse_is_at_most_twice_the_error(given, wanted, expected):
     tensors = torch.tensor(given), torch.tensor(wanted)
     assert differential._no_worse(*tensors, torch.tensor([1.0, 2.0], dtype=torch.float64)) is expected
     assert not differential._no_worse(tensors[0].bfloat16(), tensors[1], torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+
+def test_sizes_that_are_equal_in_the_call_are_equal_in_the_check():
+    found = dict(differential._sizes([("rows of a table", 9), ("length", 520), ("batch", 9)]))
+    assert found["small sizes"] == {"rows of a table": 9, "length": 39, "batch": 9}
+    assert found["odd lengths"] == {"rows of a table": 3, "length": 5, "batch": 3}
+    assert found["unequal lengths"] == {"rows of a table": 3, "length": 5, "batch": 7}
+    assert list(dict(differential._sizes([("length", 520), ("batch", 9)]))) == ["small sizes", "odd lengths", "length 1"]

@@ -117,3 +117,31 @@ def test_lengths_that_may_leave_rows_empty_train():
 def test_a_compiled_rewrite_explains_itself_before_its_first_call():
     fused = (flashlight >> baselines.compiled).apply(banded, tuple(torch.randn(3, 2, 9, 16)))
     assert explain(fused).matched == 1
+
+
+class Padded(nn.Module):
+    """One head whose mask is looked up by batch row: torch asks of the lengths only that they are not fewer than the rows."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.project = nn.Linear(width, 3 * width)
+
+    def forward(self, lengths, x):
+        there = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        q, k, v = self.project(x).chunk(3, -1)
+        row = torch.arange(x.shape[0], device=x.device)[:, None, None]
+        seen = there[row, torch.arange(x.shape[1], device=x.device)]
+        return torch.softmax((q @ k.mT / 4).masked_fill(~seen, torch.finfo(q.dtype).min), -1) @ v
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_indices_that_would_fall_outside_are_not_run(device):
+    for rows, length, width in ((4, LENGTH + 8, 16), (9, LENGTH, 24)):  # the second time torch takes the rows for symbolic
+        layer = Padded(width).to(device)
+        args = torch.linspace(3, length, rows, device=device).long(), torch.randn(rows, length, width, device=device)
+        fused = flashlight.apply(layer, args)
+    (entry,) = explain(fused).entries
+    assert "adversarial at odd lengths" in entry.lowering.checked
+    assert "unequal lengths" in entry.lowering.checked  # compared or not, by which of the two torch names first
+    torch.testing.assert_close(fused(*args), layer(*args), rtol=1e-2, atol=1e-2)
