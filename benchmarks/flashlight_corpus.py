@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "kernels" / "flashlight"))
 
@@ -61,7 +62,7 @@ def made(idiom: Idiom, device: str, dtype: torch.dtype) -> tuple[Any, tuple]:
     fn, args = idiom.make(0, dtype)
     _create_on(device)
     fn = fn.to(device) if isinstance(fn, torch.nn.Module) else fn
-    return fn, tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in args)
+    return fn, tree_map_only(torch.Tensor, lambda x: x.to(device), args)
 
 
 def leaves(output: Any) -> tuple[torch.Tensor, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ TECHNIQUES = (baselines.compiled, attention.flashlight, attention.flashlight_com
 NAMES = ("setup_time.cold", "setup_time.warm")
 
 
-def record(file: Path, device: str) -> None:
+def record(file: Path, device: str, variants: Sequence[str] = VARIANTS) -> None:
     """One cell a variant, small on a CPU."""
     size: dict[str, Any] = (
         {"batch": 1, "heads": 4, "length": 512} if device == "cpu" else {"batch": 4, "heads": 16, "length": 4096}
     )
-    for variant in VARIANTS:
+    for variant in variants:
         trials = kpt.measure(
             attention.forward, TECHNIQUES, device=device, dtype="float32" if device == "cpu" else "bfloat16", budget=1.0,
             processes=1, setup=True, width=64, groups=1, variant=variant, kept=True, **size,
@@ -54,11 +55,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--record", type=Path)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--summary", type=Path)
     asked = parser.parse_args()
     os.environ.setdefault("KPT_LAB_CACHE", str(Path("build/attention_cache").resolve()))
     if asked.record:
-        record(asked.record, asked.device)
+        record(asked.record, asked.device, asked.only)
     elif asked.summary:
         show(kpt.load(asked.summary))
     else:

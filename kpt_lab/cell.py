@@ -13,6 +13,7 @@ import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from statistics import median
 from typing import Any
 
@@ -77,6 +78,7 @@ class _Cell:
         self.copy: Runner | None = None
         self.oracle: Any = None
         self._like: Any = None
+        self._own: list[float] = []  # the specification's error in each leaf of its output
         self.checked = [0, *range(len(self.sets))]
         self.blocks = 0
         self.cost = job.workload.cost(dtype=job.dtype, **job.params) if job.workload.cost else None
@@ -167,7 +169,7 @@ class _Cell:
         for runner in [r for r in self.runners if r.status == "ok"]:
             self.say(runner.technique.label, "checking")
             with self._watching(runner):
-                self._verify_one(runner, max(own))
+                self._verify_one(runner, check.worst(self._own, self._own))
                 self._untouched()
             self._agree(runner)
         self.oracle_precision = self.oracle.precision
@@ -247,7 +249,10 @@ class _Cell:
         like = output if runner is self.reference else self._like
         if runner is self.reference:
             self._like = check.shapes(output)
-        error = check.compare_output(output, exact, like, self.job.workload.error)
+        errors = check.leaf_errors(output, exact, like, self.job.workload.error)
+        if runner is self.reference:
+            self._own = [max(pair) for pair in zip_longest(self._own, errors, fillvalue=0.0)]
+        error = check.worst(errors, self._own)
         if not error <= limit:
             clues = {
                 "inputs": runner.buffers,
@@ -442,7 +447,7 @@ class _Cell:
         assert reference is not None
         check.fresh(reference.buffers, self.sets, runner.drawn)
         exact = check.detached(reference.step(*reference.buffers))
-        error = check.compare_output(output, exact, self._like, self.job.workload.error)
+        error = check.worst(check.leaf_errors(output, exact, self._like, self.job.workload.error), self._own)
         limit = 1.5 * runner.limit
         if not error <= limit:
             clues = {"inputs": runner.buffers, "earlier": runner.earlier, "kept": runner.kept, "late": True}

@@ -267,6 +267,18 @@ def test_integers_and_bools_must_be_equal_and_nan_never_compares_equal():
     assert check.compare_output(torch.ones(2), torch.ones(2).double(), torch.ones(2), lambda a, b: math.nan) == INF
 
 
+def test_a_leaf_that_is_rounding_in_the_specification_itself_neither_condemns_nor_excuses():
+    own = [0.01, 1e12]
+    assert check.worst([0.02, 5e13], own) == 0.02  # 50 times the specification's own rounding
+    assert check.worst([0.02, 7e13], own) == 7e13
+    assert check.worst([3.0, 0.0], own) == 3.0
+    assert check.worst([0.02, 3.0], [0.01, 3.9]) == 3.0  # some of its digits are right: it counts
+    assert check.worst([5.0, 1e12], [5.0, 1e12]) == 1e12  # nothing else could tell
+    assert check.worst([0.1, INF], [0.1, INF]) == INF  # a specification that breaks is no rounding
+    assert check.worst([0.1], ()) == 0.1
+    assert check.worst([], ()) == 0.0
+
+
 def test_empty_outputs_are_equal():
     assert check.compare_output(torch.empty(0, 4), torch.empty(0, 4).double(), torch.empty(0, 4)) == 0.0
 

@@ -154,6 +154,42 @@ def wider(fn, args):
     return lambda x: torch.nn.functional.dropout(x, 0.8)
 
 
+class KeyBias(torch.nn.Module):
+    """Attention whose keys have a bias: a softmax over keys does not see it, so that its gradient is rounding alone."""
+
+    def __init__(self, dropped=1.0):
+        super().__init__()
+        torch.manual_seed(3)
+        self.project, self.bias, self.dropped = (
+            torch.nn.Linear(16, 48, bias=False),
+            torch.nn.Parameter(torch.randn(16)),
+            dropped,
+        )
+
+    def forward(self, x):
+        q, k, v = self.project(x).chunk(3, -1)
+        return torch.softmax(q @ (k + self.bias).mT / 4, -1) @ (v * self.dropped)
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_is_no_yardstick():
+    def otherwise(fn, args, dropped=1.0):
+        module = KeyBias(dropped)
+        module.load_state_dict(fn.state_dict())
+        module.to(next(fn.parameters()).dtype)
+        module.forward = lambda x: torch.nn.functional.scaled_dot_product_attention(
+            *(y + part for y, part in zip(module.project(x).chunk(3, -1), (0, module.bias, 0), strict=True))
+        ) * module.dropped  # fmt: skip
+        return module
+
+    workload = kpt.workload(KeyBias(), torch.randn(2, 33, 16), name="key bias")(mode="backward")
+    _, right, wrong, _ = kpt.measure(
+        workload, [baselines.eager, Technique("sdpa", otherwise), Technique("wrong", otherwise)(dropped=1.5)], **HERE
+    )
+    assert right.status == "ok"
+    assert right.chosen["error_limit"] < 1e-3  # it was a million while the bias set it
+    assert wrong.status == "wrong"
+
+
 def test_random_workloads_are_compared_in_distribution():
     dropout = Workload("dropout", make_dropout, random=True)
     techniques = [
