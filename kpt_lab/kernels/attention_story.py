@@ -208,13 +208,15 @@ def rate_table(trials: Trials) -> str:
 
 
 def peaks(trials: Trials) -> str:
-    """Markdown: a row for each technique, a column for each length, and in the cells the peak of memory, or why there is none."""
-    lengths = sorted({t.params["length"] for t in trials})
+    """Markdown: a row for each technique, a column for each size, and in the cells the peak of memory, or why there is none."""
+    names = ("length", "batch", "heads")
+    sizes = sorted({tuple(t.params[name] for name in names) for t in trials})
     rows = []
     for label in dict.fromkeys(t.label for t in trials if t.label != ratios.COPY):
-        cells = [trials.where(label=label, length=length) for length in lengths]
+        cells = [trials.where(label=label, **dict(zip(names, size, strict=True))) for size in sizes]
         rows.append((label, *(_peak(found) for found in cells)))
-    return tables.markdown(("peak beyond the inputs", *(f"{length} tokens" for length in lengths)), rows)
+    heads = (f"{length} tokens, batch {batch}, heads {count}" for length, batch, count in sizes)
+    return tables.markdown(("peak beyond the inputs", *heads), rows)
 
 
 def _peak(trials: Trials) -> str:

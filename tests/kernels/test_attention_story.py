@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from kpt_lab import memory
-from kpt_lab.core import Trials
+from kpt_lab.core import Metric, Trial, Trials
 from kpt_lab.hardware import targets
 from kpt_lab.kernels import attention, attention_story, ring, ring_story
 
@@ -67,6 +67,20 @@ def test_quoted_rates_come_back_and_form_no_ratio() -> None:
 
 def test_a_table_without_trials_says_how_to_record_them() -> None:
     assert attention_story.winners(Trials()) == f"None of these is recorded yet; {attention_story.PARTS} records them, by part."
+
+
+def test_peaks_of_different_batches_stand_apart() -> None:
+    found = Trials(
+        Trial(
+            "attention.forward", name, {"length": 1024, "batch": batch, "heads": 16}, device="cuda", dtype="bfloat16",
+            metrics={"memory.peak": Metric(2.0**20 * batch, "B", "measured")},
+        )
+        for name, batch in (("eager", 4), ("fused", 4), ("fused", 16))
+    )  # fmt: skip
+    head, _, eager, fused = attention_story.peaks(found).splitlines()
+    assert "1024 tokens, batch 4, heads 16 | 1024 tokens, batch 16, heads 16" in head
+    assert [cell.strip() for cell in eager.split("|")[1:-1]] == ["eager", "4.19 MB", ""]
+    assert [cell.strip() for cell in fused.split("|")[1:-1]] == ["fused", "4.19 MB", "16.8 MB"]
 
 
 def test_a_figure_without_times_is_refused() -> None:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from kpt_lab.kernels.flashlight import attend, choose
 from kpt_lab.kernels.flashlight.choose import Shape
@@ -223,3 +225,17 @@ def test_another_kernel_takes_what_the_chosen_one_refuses_only_where_that_is_ask
     found = attend.attention(query, key, key, "cudnn", False, 0.125, others=True)
     wanted = (query.double() @ key.double().mT * 0.125).softmax(-1) @ key.double()
     assert close(found, wanted, 0.01)
+
+
+def test_a_kernel_is_launched_at_once_only_where_nothing_traces_and_no_gradient_is_asked_for():
+    x, weight = torch.randn(2, 3), torch.nn.Parameter(torch.randn(2, 3))
+    assert attend.at_once(x, x)
+    assert not attend.at_once(x, weight)
+    with torch.no_grad():
+        assert attend.at_once(x, weight)
+        seen = []
+        torch.func.vmap(lambda y: seen.append(attend.at_once(y)) or y)(x)
+        make_fx(lambda y: seen.append(attend.at_once(y)) or y)(x)
+        with FakeTensorMode() as mode:
+            seen += [attend.at_once(x), attend.at_once(mode.from_tensor(x))]
+        assert seen == [False, False, False, False]
