@@ -19,7 +19,7 @@ STAMP := $(VENV)/.set-up
 NO_DISPLAY := $(if $(filter Linux,$(shell uname -s)),$(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser))
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test test-library test-notebooks site e2e notebooks clean
+.PHONY: help lab test test-library test-kernels test-notebooks site e2e notebooks clean
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
@@ -50,11 +50,13 @@ test: $(STAMP)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m kpt_lab claims
-	$(MAKE) --no-print-directory --jobs=2 test-library test-notebooks
+	$(MAKE) --no-print-directory --jobs=2 test-library test-kernels test-notebooks
 
-# The two run side by side: neither times anything, and each keeps one core busy.
+# Two at a time run side by side, the longest first: none times anything, and each keeps one core busy.
 test-library: $(STAMP)
-	$(RUN) -m pytest kpt_lab tests
+	$(RUN) -m pytest kpt_lab tests --ignore=tests/kernels
+test-kernels: $(STAMP)
+	$(RUN) -m pytest -p no:cacheprovider tests/kernels
 test-notebooks: $(STAMP)
 	$(RUN) -m pytest -p no:cacheprovider --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg notebooks
 

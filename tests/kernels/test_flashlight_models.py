@@ -39,19 +39,20 @@ def test_nothing_recorded_is_no_trials(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("metric", ["wall_time", "time"])
 def test_the_speedup_is_of_the_recorded_samples(trials: Trials, metric: str) -> None:
-    """The ratio of medians lies within a few percent of the median of ratios that the table shows."""
+    """The speedup that the table shows lies among those of the blocks, in each of which all were timed."""
     shown = {(row[0], row[1]): row for row in rows(models.table(trials, metric))}
     for name in {(line["workload"], line["params"]["mode"]) for line in lines()}:
         took = {
-            line.get("knobs", {}).get("name", line["technique"]): statistics.median(line["samples"][metric])
+            line.get("knobs", {}).get("name", line["technique"]): line["samples"][metric]
             for line in lines()
             if (line["workload"], line["params"]["mode"]) == name and line["status"] == "ok"
         }
         mine = took.pop("flashlight")
-        best = min(took, key=took.__getitem__)
+        best = min(took, key=lambda label: statistics.median(took[label]))
         row = shown[name[0].removeprefix("transformers."), models.MODES[name[1]]]
         assert row[-3] == best
-        assert float(row[-2].split("x")[0]) == pytest.approx(took[best] / mine, rel=0.08)
+        blocks = [theirs / ours for theirs, ours in zip(took[best], mine, strict=True)]
+        assert min(blocks) - 0.005 <= float(row[-2].split("x")[0]) <= max(blocks) + 0.005
 
 
 def test_a_slower_one_is_called_slower(trials: Trials) -> None:
