@@ -151,14 +151,21 @@ CASES = {
 
 
 def _implementation(fn: Hidden, args: tuple, name: str) -> Hidden:
-    try:
-        fn.model.set_attn_implementation(name)
-    except (ValueError, ImportError) as error:
+    kind, config = type(fn.model).__name__, fn.model.config
+    if name == "sdpa" and getattr(config, "attn_logit_softcapping", None) is not None:
         raise Unsupported(
-            f"{type(fn.model).__name__} has no attention {name!r}: {' '.join(str(error).split())[:200]}"
-        ) from error
-    if fn.model.config._attn_implementation != name:
-        raise Unsupported(f"{type(fn.model).__name__} keeps its attention {fn.model.config._attn_implementation!r}")
+            f"{kind} bends its scores, which scaled_dot_product_attention can't; Transformers 5.17 leaves that out"
+        )
+    try:
+        for part in fn.model.modules():  # T5's stacks have configurations of their own
+            if hasattr(part, "set_attn_implementation"):
+                part.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        raise Unsupported(f"{kind} has no attention {name!r}: {' '.join(str(error).split())[:200]}") from error
+    configs = (getattr(part, "config", None) for part in fn.model.modules())
+    kept = {found for one in configs if (found := getattr(one, "_attn_implementation", name)) != name}
+    if kept:
+        raise Unsupported(f"parts of {kind} keep their attention {', '.join(sorted(map(str, kept)))!r} when {name!r} is set")
     return fn
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import statistics
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from kpt_lab import evidence
-from kpt_lab.core import Metric, Trials
+from kpt_lab.core import Metric, Trials, Unsupported
 from kpt_lab.kernels import flashlight_models as models
 
 FOLDER = Path(__file__).parents[2] / "notebooks/phase1/results/attention"
@@ -90,3 +92,36 @@ def test_memory_is_the_peak(trials: Trials) -> None:
         if t.label in ("eager", "flashlight")
     )
     assert rows(models.memory(one)) == [["llama", "forward", "8 GB", "2 GB", "25%"]]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    path = Path(__file__).parents[2] / "benchmarks/flashlight_transformers.py"
+    monkeypatch.syspath_prepend(str(path.parent))
+    spec = importlib.util.spec_from_file_location("flashlight_transformers", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "flashlight_transformers", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_part_of_a_model_gets_the_attention_that_is_asked_for(script: Any) -> None:
+    model, args = script.CASES["t5"].made("cpu")
+    assert script._implementation(model, args, name="sdpa") is model
+    found = {part.config._attn_implementation for part in model.model.modules() if hasattr(part, "config")}
+    assert found == {"sdpa"}
+
+
+def test_an_attention_that_a_model_or_a_part_of_it_does_not_have_is_refused(
+    script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, args = script.CASES["gemma2"].made("cpu")
+    with pytest.raises(Unsupported, match="Gemma2Model bends its scores"):
+        script._implementation(model, args, name="sdpa")
+    model, args = script.CASES["t5"].made("cpu")
+    monkeypatch.setattr(type(model.model.encoder), "set_attn_implementation", lambda self, name: None)
+    monkeypatch.setattr(type(model.model), "set_attn_implementation", lambda self, name: None)
+    with pytest.raises(Unsupported, match=r"parts of T5Model keep their attention 'eager' when 'sdpa' is set"):
+        script._implementation(model, args, name="sdpa")
