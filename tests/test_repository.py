@@ -181,7 +181,8 @@ def test_make_test_runs_every_check_and_installs_by_the_constraints() -> None:
         "-m ruff check .",
         "-m ruff format --check .",
         "-m mypy",
-        "-m pytest kpt_lab tests\n",
+        "-m pytest kpt_lab tests --ignore=tests/kernels\n",
+        "-m pytest -p no:cacheprovider tests/kernels\n",
         "--nbval ",
         ".cfg notebooks\n",
     )
