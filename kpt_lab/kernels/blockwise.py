@@ -181,7 +181,7 @@ def fa3_launch(
 ) -> Pair:  # fmt: skip
     """FlashAttention-3's operator itself on (b, h, l, d) CUDA tensors whose last stride is 1; no gradient. Output and row sums.
 
-    Its Python front end comes to the same call, after two operators more whose dispatch takes a slow host tens of microseconds.
+    Its Python front end comes to the same call through more operators, whose dispatch costs the host time.
     used (b,), int32: how many keys of each batch row are attended; the kernel then splits the keys as it sees fit. cap, left, right:
     of its bent scores and its windows, as its front end takes them.
     """

@@ -124,7 +124,7 @@ def _same_lengths(query: Tensor, key: Tensor, causal: bool) -> None:
 def at_once(*tensors: Tensor) -> bool:
     """Whether a kernel may be launched on these as they are: nothing traces, and no gradient will be asked for.
 
-    Otherwise it has to be called through an operator of PyTorch's, whose dispatch takes the host longer than the launch.
+    Otherwise it has to be called through an operator of PyTorch's, whose dispatch costs the host time.
     """
     return (
         all(type(x) in _PLAIN for x in tensors)
